@@ -1,0 +1,8 @@
+//! Muster's rules and types, free of I/O: no tokio, no sqlx, no tonic.
+//!
+//! Everything that decides what an import or a segment *means* lives here, so that it can be read,
+//! tested and reasoned about without a database or a socket.
+//!
+//! Start with [`error`], then read the modules in the order of the product's story.
+
+pub mod error;

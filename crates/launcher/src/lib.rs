@@ -1,0 +1,1 @@
+//! Runs a private Postgres cluster in a data directory.
