@@ -1,1 +1,25 @@
-//! Muster's wire contract.
+//! Muster's wire contract: the messages, clients and server traits of the gRPC services, generated
+//! from `proto/**`, and their descriptor set. The `.proto` files are the documentation.
+
+/// Declares the module of one package around its generated code.
+macro_rules! package {
+    ($name:ident, $doc:literal) => {
+        #[doc = $doc]
+        pub mod $name {
+            /// Version 1.
+            pub mod v1 {
+                #![expect(missing_docs, reason = "generated; the proto files hold the comments")]
+                include!(concat!(env!("OUT_DIR"), "/muster.", stringify!($name), ".v1.rs"));
+            }
+        }
+    };
+}
+
+package!(keys, "Key management: data import keys, workspaces, partners, tokens, audit.");
+package!(users, "The user directory.");
+package!(ingest, "Cohorts and their imports.");
+package!(segments, "Segments and their audiences.");
+
+/// The encoded `FileDescriptorSet` of every package, imports included: for reflection, and for the
+/// tests that hold the authorisation table against the contract.
+pub const FILE_DESCRIPTOR_SET: &[u8] = tonic::include_file_descriptor_set!("descriptor_set");
