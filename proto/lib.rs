@@ -8,7 +8,6 @@ macro_rules! package {
         pub mod $name {
             /// Version 1.
             pub mod v1 {
-                #![expect(missing_docs, reason = "generated; the proto files hold the comments")]
                 include!(concat!(env!("OUT_DIR"), "/muster.", stringify!($name), ".v1.rs"));
             }
         }

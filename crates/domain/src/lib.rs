@@ -6,3 +6,7 @@
 //! Start with [`error`], then read the modules in the order of the product's story.
 
 pub mod error;
+pub mod identifier;
+pub mod import;
+pub mod name;
+pub mod user_set;

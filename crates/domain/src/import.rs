@@ -1,0 +1,352 @@
+//! Imports: how a list of identifiers becomes a new version of a cohort, and how each of them is
+//! accounted for.
+//!
+//! A batch is resolved into [`Run`]s when it arrives. A [`Tally`] folds the runs of the whole import,
+//! in the order sent, and [`Tally::publish`] turns the result into the change of the cohort and the
+//! [`Summary`]. Runs are kept rather than one set per import because the directory may change
+//! before the commit: folding them again against the [`Tombstones`] of that moment gives what would
+//! have come out had the directory been so from the start.
+
+use serde::{Deserialize, Serialize};
+use sha2::{
+    Digest as _, Sha256,
+    digest::common::hazmat::{SerializableState, SerializedState},
+};
+
+use crate::{
+    error::{Error, Result},
+    identifier::{IdentifierKind, IdentifierRef},
+    user_set::{self, Standing, Tombstones, UserSet},
+};
+
+/// Most identifiers in a batch.
+pub const MAX_BATCH_IDENTIFIERS: usize = 10_000;
+
+/// Largest batch message, in bytes.
+pub const MAX_BATCH_BYTES: usize = 1024 * 1024;
+
+/// What a change does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Effect {
+    /// The user shall be in the cohort.
+    Add = 1,
+    /// The user shall not be in the cohort.
+    Remove = 2,
+}
+
+impl Effect {
+    /// The number that stands for it in storage and in digests.
+    pub fn code(self) -> u8 {
+        self as u8
+    }
+
+    /// The effect that a number in storage stands for.
+    pub fn from_code(code: u8) -> Option<Self> {
+        [Self::Add, Self::Remove]
+            .into_iter()
+            .find(|effect| effect.code() == code)
+    }
+}
+
+/// How an import changes its cohort.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Mode {
+    /// Adds and removes people.
+    Delta = 1,
+    /// The import is the full list; whoever is not in it leaves.
+    Replace = 2,
+}
+
+/// The digest a client and the server keep over the identifiers of an import, in the order sent.
+///
+/// It is the SHA-256 over, for each identifier: one byte effect, one byte kind, for an alias the
+/// length of the label (4 bytes, big-endian) and the label, then the length of the id (4 bytes,
+/// big-endian) and the id. The state can be stored and continued, so a resumed import needs no
+/// identifier twice.
+#[derive(Clone, Default)]
+pub struct ImportDigest(Sha256);
+
+impl ImportDigest {
+    /// Goes on with one more identifier.
+    pub fn update(&mut self, effect: Effect, identifier: IdentifierRef<'_>) {
+        self.0.update([effect.code(), identifier.kind.code()]);
+        if identifier.kind == IdentifierKind::Alias {
+            self.update_text(identifier.label);
+        }
+        self.update_text(identifier.id);
+    }
+
+    fn update_text(&mut self, text: &str) {
+        let length = u32::try_from(text.len()).expect("a message is far smaller than 4 GiB");
+        self.0.update(length.to_be_bytes());
+        self.0.update(text);
+    }
+
+    /// The digest of all identifiers so far.
+    pub fn finish(&self) -> [u8; 32] {
+        self.0.clone().finalize().into()
+    }
+
+    /// The state to store between batches.
+    pub fn state(&self) -> Vec<u8> {
+        self.0.serialize().to_vec()
+    }
+
+    /// Goes on from a stored state.
+    ///
+    /// # Errors
+    /// `INTERNAL` if the state is damaged: it only ever comes from our own tables.
+    pub fn from_state(state: &[u8]) -> Result<Self> {
+        let state = SerializedState::<Sha256>::try_from(state).map_err(Error::internal)?;
+        Ok(Self(Sha256::deserialize(&state).map_err(Error::internal)?))
+    }
+}
+
+impl std::fmt::Debug for ImportDigest {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str("ImportDigest(…)")
+    }
+}
+
+/// Consecutive matched identifiers of one batch that have the same effect and were, or were not,
+/// matched by device.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Run {
+    /// What they do.
+    pub effect: Effect,
+    /// Whether they are device ids: those stop matching once their user is identified.
+    pub by_device: bool,
+    /// How many identifiers matched.
+    pub matched: u64,
+    /// Whom they matched.
+    pub users: UserSet,
+}
+
+/// Writes runs into the column of a staged batch: for each, one byte effect, one byte by-device,
+/// 8 bytes matched and 4 bytes length, little-endian, and the set.
+pub fn runs_to_bytes(runs: &[Run]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for run in runs {
+        let users = user_set::to_bytes(&run.users);
+        let length = u32::try_from(users.len()).expect("a batch is far smaller than 4 GiB");
+        bytes.push(run.effect.code());
+        bytes.push(u8::from(run.by_device));
+        bytes.extend(run.matched.to_le_bytes());
+        bytes.extend(length.to_le_bytes());
+        bytes.extend(users);
+    }
+    bytes
+}
+
+/// Reads what [`runs_to_bytes`] wrote.
+///
+/// # Errors
+/// `INTERNAL` if the bytes are damaged: they only ever come from our own tables.
+pub fn runs_from_bytes(mut bytes: &[u8]) -> Result<Vec<Run>> {
+    let damaged = || Error::internal("damaged runs of a staged batch");
+    let mut runs = Vec::new();
+    while !bytes.is_empty() {
+        let (head, rest) = bytes.split_first_chunk::<14>().ok_or_else(damaged)?;
+        let (matched, length) = (&head[2..10], &head[10..14]);
+        let length = u32::from_le_bytes(length.try_into().expect("4 bytes")) as usize;
+        let (users, rest) = rest.split_at_checked(length).ok_or_else(damaged)?;
+        runs.push(Run {
+            effect: Effect::from_code(head[0]).ok_or_else(damaged)?,
+            by_device: head[1] != 0,
+            matched: u64::from_le_bytes(matched.try_into().expect("8 bytes")),
+            users: user_set::from_bytes(users)?,
+        });
+        bytes = rest;
+    }
+    Ok(runs)
+}
+
+/// How many identifiers had no effect because nobody was matched.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Unmatched {
+    /// No user has the identifier.
+    pub unknown: u64,
+    /// It is a device of an identified user.
+    pub device_of_identified_user: u64,
+    /// It is malformed.
+    pub invalid: u64,
+}
+
+impl std::ops::AddAssign for Unmatched {
+    fn add_assign(&mut self, other: Self) {
+        self.unknown += other.unknown;
+        self.device_of_identified_user += other.device_of_identified_user;
+        self.invalid += other.invalid;
+    }
+}
+
+/// How many identifiers ended how. Each received has exactly one outcome.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outcomes {
+    /// The user became a member.
+    pub added: u64,
+    /// The user was a member already.
+    pub already_member: u64,
+    /// The user was removed.
+    pub removed: u64,
+    /// The user, to be removed, was not a member.
+    pub not_member: u64,
+    /// No user has it.
+    pub unknown: u64,
+    /// It is a device of an identified user.
+    pub device_of_identified_user: u64,
+    /// The same user again in this import, with the same effect.
+    pub duplicate: u64,
+    /// A later change in the same import overrides it.
+    pub superseded: u64,
+    /// It is malformed.
+    pub invalid: u64,
+}
+
+impl Outcomes {
+    /// The sum of all outcomes, which is the number of identifiers received.
+    pub fn total(&self) -> u64 {
+        self.added
+            + self.already_member
+            + self.removed
+            + self.not_member
+            + self.unknown
+            + self.device_of_identified_user
+            + self.duplicate
+            + self.superseded
+            + self.invalid
+    }
+}
+
+/// What an import did, or would do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Summary {
+    /// Identifiers received.
+    pub received: u64,
+    /// How many of them ended how.
+    pub outcomes: Outcomes,
+    /// Live members before.
+    pub members_before: u64,
+    /// Live members after.
+    pub members_after: u64,
+    /// Members it adds.
+    pub members_added: u64,
+    /// Members it removes.
+    pub members_removed: u64,
+}
+
+impl Summary {
+    /// The share of the members before that it removes, 0 to 1; 0 for an empty cohort.
+    pub fn removed_fraction(&self) -> f64 {
+        if self.members_before == 0 {
+            0.0
+        } else {
+            // Counts stay far below 2⁵³, where f64 is exact.
+            self.members_removed as f64 / self.members_before as f64
+        }
+    }
+}
+
+/// The fold over the runs of an import: who is to be added and removed so far.
+#[derive(Debug, Clone, Default)]
+pub struct Tally {
+    adds: UserSet,
+    removes: UserSet,
+    unmatched: Unmatched,
+    duplicate: u64,
+    superseded: u64,
+}
+
+impl Tally {
+    /// Counts identifiers that matched nobody.
+    pub fn count_unmatched(&mut self, unmatched: Unmatched) {
+        self.unmatched += unmatched;
+    }
+
+    /// Applies one run, seen through the directory as it is now.
+    ///
+    /// `identified` holds the users that have become identified since the run was matched; device
+    /// ids no longer match them. An identifier whose match is gone counts as unknown or as the
+    /// device of an identified user; one that was a duplicate of it stays a duplicate.
+    pub fn apply(&mut self, run: &Run, tombstones: &Tombstones, identified: &UserSet) {
+        let mut users = run.users.clone();
+        let mut duplicate = run.matched - users.len();
+        for stale in &(&run.users & tombstones.gone()) {
+            users.remove(stale);
+            match tombstones.standing(stale) {
+                Standing::Merged(survivor) => duplicate += u64::from(!users.insert(survivor)),
+                Standing::Deleted => self.unmatched.unknown += 1,
+                Standing::Live => unreachable!("the tombstones hold it"),
+            }
+        }
+        if run.by_device {
+            self.unmatched.device_of_identified_user += users.intersection_len(identified);
+            users -= identified;
+        }
+        let (same, other) = match run.effect {
+            Effect::Add => (&mut self.adds, &mut self.removes),
+            Effect::Remove => (&mut self.removes, &mut self.adds),
+        };
+        self.duplicate += duplicate + users.intersection_len(same);
+        self.superseded += users.intersection_len(other);
+        *other -= &users;
+        *same |= users;
+    }
+
+    /// What the import makes of a cohort.
+    ///
+    /// `stored` is the cohort as it is stored, possibly with users that are no longer live; the
+    /// change is relative to it, so that every version tidies up after merges and deletions.
+    pub fn publish(self, mode: Mode, stored: &UserSet, tombstones: &Tombstones) -> Publication {
+        let before = tombstones.normalise(stored.clone());
+        let added = self.adds.len() - self.adds.intersection_len(&before);
+        let removed = self.removes.intersection_len(&before);
+        let outcomes = Outcomes {
+            added,
+            already_member: self.adds.len() - added,
+            removed,
+            not_member: self.removes.len() - removed,
+            unknown: self.unmatched.unknown,
+            device_of_identified_user: self.unmatched.device_of_identified_user,
+            duplicate: self.duplicate,
+            superseded: self.superseded,
+            invalid: self.unmatched.invalid,
+        };
+        let after = match mode {
+            Mode::Delta => (&before | &self.adds) - &self.removes,
+            Mode::Replace => self.adds,
+        };
+        let summary = Summary {
+            received: outcomes.total(),
+            outcomes,
+            members_before: before.len(),
+            members_after: after.len(),
+            members_added: after.len() - after.intersection_len(&before),
+            members_removed: before.len() - before.intersection_len(&after),
+        };
+        Publication {
+            added: &after - stored,
+            removed: stored - &after,
+            members: after,
+            summary,
+        }
+    }
+}
+
+/// A new version of a cohort.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Publication {
+    /// The members of the new version.
+    pub members: UserSet,
+    /// Members that the stored version lacks.
+    pub added: UserSet,
+    /// Members of the stored version that the new one lacks.
+    pub removed: UserSet,
+    /// What became of every identifier.
+    pub summary: Summary,
+}
+
+#[cfg(test)]
+mod tests;
