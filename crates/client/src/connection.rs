@@ -1,0 +1,160 @@
+//! A channel to a Muster deployment with the caller's credential on every call.
+
+use std::time::Duration;
+
+use muster_proto::{
+    ingest::v1::ingest_service_client::IngestServiceClient,
+    keys::v1::{
+        integration_service_client::IntegrationServiceClient, key_service_client::KeyServiceClient,
+    },
+    segments::v1::segment_service_client::SegmentServiceClient,
+    users::v1::user_service_client::UserServiceClient,
+};
+use tonic::{
+    Request, Status,
+    metadata::{Ascii, MetadataValue, errors::InvalidMetadataValue},
+    service::{Interceptor, interceptor::InterceptedService},
+    transport::{Channel, Endpoint, Error},
+};
+
+/// Largest message a client accepts, in bytes: an audience batch of 4,096 full records fits.
+const MAX_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
+
+/// Flow-control window of a stream and of the connection, in bytes; the default of 64 KiB throttles
+/// batches of up to 1 MiB.
+const WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+
+/// What a caller authenticates with.
+#[derive(Clone)]
+pub struct Credential {
+    bearer: MetadataValue<Ascii>,
+    partner_api_key: Option<MetadataValue<Ascii>>,
+}
+
+impl Credential {
+    /// A service token, or a data import key, as `authorization: Bearer …`.
+    ///
+    /// # Errors
+    /// If the secret has characters that a header cannot carry.
+    pub fn bearer(secret: &str) -> Result<Self, InvalidMetadataValue> {
+        Ok(Self {
+            bearer: secret_value(&format!("Bearer {secret}"))?,
+            partner_api_key: None,
+        })
+    }
+
+    /// A data import key together with the partner's API key, as the REST contract has them; the
+    /// second goes as `muster-partner-api-key`.
+    ///
+    /// # Errors
+    /// If a secret has characters that a header cannot carry.
+    pub fn partner(
+        data_import_key: &str,
+        partner_api_key: &str,
+    ) -> Result<Self, InvalidMetadataValue> {
+        Ok(Self {
+            partner_api_key: Some(secret_value(partner_api_key)?),
+            ..Self::bearer(data_import_key)?
+        })
+    }
+}
+
+fn secret_value(text: &str) -> Result<MetadataValue<Ascii>, InvalidMetadataValue> {
+    let mut value: MetadataValue<Ascii> = text.parse()?;
+    // Keeps the secret out of debug output and of HPACK's shared table.
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+impl std::fmt::Debug for Credential {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str("Credential(…)")
+    }
+}
+
+/// Puts a credential on every call.
+#[derive(Debug, Clone)]
+pub struct Authenticated(Option<Credential>);
+
+impl Interceptor for Authenticated {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(credential) = &self.0 {
+            let metadata = request.metadata_mut();
+            metadata.insert("authorization", credential.bearer.clone());
+            if let Some(key) = &credential.partner_api_key {
+                metadata.insert("muster-partner-api-key", key.clone());
+            }
+        }
+        Ok(request)
+    }
+}
+
+/// The channel that every generated client runs over.
+pub type Client = InterceptedService<Channel, Authenticated>;
+
+/// A channel to a deployment, with or without a credential; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Connection {
+    channel: Channel,
+    credential: Authenticated,
+}
+
+impl Connection {
+    /// Connects lazily to `http://host:port`; the first call connects, and a lost connection
+    /// is made again by the next one.
+    ///
+    /// # Errors
+    /// If the endpoint is not a URL.
+    pub fn new(endpoint: &str, credential: Option<Credential>) -> Result<Self, Error> {
+        let channel = Endpoint::from_shared(endpoint.to_owned())?
+            .connect_timeout(Duration::from_secs(5))
+            .initial_stream_window_size(WINDOW_BYTES)
+            .initial_connection_window_size(2 * WINDOW_BYTES)
+            .http2_keep_alive_interval(Duration::from_secs(20))
+            .keep_alive_timeout(Duration::from_secs(10))
+            .tcp_nodelay(true)
+            .connect_lazy();
+        Ok(Self {
+            channel,
+            credential: Authenticated(credential),
+        })
+    }
+
+    /// The same channel with another credential.
+    #[must_use]
+    pub fn with_credential(&self, credential: Credential) -> Self {
+        Self {
+            channel: self.channel.clone(),
+            credential: Authenticated(Some(credential)),
+        }
+    }
+
+    fn client(&self) -> Client {
+        InterceptedService::new(self.channel.clone(), self.credential.clone())
+    }
+
+    /// Data import keys.
+    pub fn keys(&self) -> KeyServiceClient<Client> {
+        KeyServiceClient::new(self.client())
+    }
+
+    /// Workspaces, partners, tokens, audit.
+    pub fn integrations(&self) -> IntegrationServiceClient<Client> {
+        IntegrationServiceClient::new(self.client())
+    }
+
+    /// The user directory.
+    pub fn users(&self) -> UserServiceClient<Client> {
+        UserServiceClient::new(self.client())
+    }
+
+    /// Cohorts and imports.
+    pub fn ingest(&self) -> IngestServiceClient<Client> {
+        IngestServiceClient::new(self.client()).max_decoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
+    /// Segments and audiences.
+    pub fn segments(&self) -> SegmentServiceClient<Client> {
+        SegmentServiceClient::new(self.client()).max_decoding_message_size(MAX_MESSAGE_BYTES)
+    }
+}
