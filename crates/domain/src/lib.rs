@@ -5,4 +5,5 @@
 //!
 //! Start with [`error`], then read the modules in the order of the product's story.
 
+pub mod credential;
 pub mod error;
