@@ -7,3 +7,4 @@
 
 pub mod credential;
 pub mod error;
+pub mod filter;
