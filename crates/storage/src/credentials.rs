@@ -147,6 +147,7 @@ fn code(kind: Kind) -> i16 {
 pub async fn insert(conn: &mut PgConnection, new: &NewCredential<'_>) -> Result<Credential> {
     let kind = new.secret.kind();
     let id = Uuid::now_v7();
+    let digest = new.secret.digest();
     sqlx::query!(
         "INSERT INTO credential (credential_id, kind, workspace_id, partner, scopes, label, digest,
                                  hint, created_by, expires_at)
@@ -157,7 +158,7 @@ pub async fn insert(conn: &mut PgConnection, new: &NewCredential<'_>) -> Result<
         new.partner,
         new.scopes,
         new.label,
-        new.secret.digest().as_bytes().as_slice(),
+        digest.as_bytes().as_slice(),
         format!("mst_{}_…{}", kind.tag(), new.secret.hint()),
         new.created_by,
         new.expires_at,

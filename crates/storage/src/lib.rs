@@ -22,6 +22,9 @@ mod store;
 
 pub use error::{Error, OnConstraint, Result};
 pub use store::{Settings, Store, Tx};
+
+/// A connection, inside or outside a transaction.
+pub use sqlx::PgConnection as Connection;
 pub use workspaces::WorkspaceId;
 
 /// A moment, in UTC.
