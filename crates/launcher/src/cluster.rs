@@ -51,9 +51,9 @@ impl Cluster {
                 // Nobody may be left to hear it.
                 let _ = tell_end.send(result);
             })
-            .map_err(|source| Error::Io {
+            .map_err(|cause| Error::Io {
                 action: "start a thread".into(),
-                source,
+                cause,
             })?;
         Ok(Self {
             layout: started.await.unwrap_or(Err(Error::Panicked))?,

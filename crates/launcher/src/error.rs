@@ -171,25 +171,25 @@ pub enum Error {
     Panicked,
 
     /// The operating system refused something.
-    #[error("cannot {action}: {source}")]
+    #[error("cannot {action}: {cause}")]
     Io {
         /// What was tried, and on which path.
         action: String,
         /// The system's answer.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 
 impl Error {
     /// Adapts an I/O error; a full disk becomes [`Error::NoSpace`].
     pub(crate) fn io(action: &str, path: &Path) -> impl FnOnce(io::Error) -> Error {
-        move |source| {
-            if source.kind() == io::ErrorKind::StorageFull {
+        move |cause| {
+            if cause.kind() == io::ErrorKind::StorageFull {
                 return Error::no_space(path, String::new());
             }
             Error::Io {
                 action: format!("{action} {}", path.display()),
-                source,
+                cause,
             }
         }
     }

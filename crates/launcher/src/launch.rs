@@ -116,7 +116,7 @@ impl Launch {
 
     /// Ends every process of the cluster, except those of no concern to it.
     pub(crate) fn clear_leftovers(&self) -> Result<(), Error> {
-        leftovers::Cluster {
+        leftovers::ClusterProcesses {
             data: &self.layout.data,
             name: &self.layout.name,
             uid: self.account.uid,

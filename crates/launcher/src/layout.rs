@@ -83,7 +83,7 @@ impl Layout {
                         .and_then(|pid| pid.trim().parse().ok()),
                 });
             }
-            Err(TryLockError::Error(source)) => return Err(Error::io("lock", &path)(source)),
+            Err(TryLockError::Error(cause)) => return Err(Error::io("lock", &path)(cause)),
         }
         file.set_len(0)
             .and_then(|()| writeln!(file, "{}", std::process::id()))

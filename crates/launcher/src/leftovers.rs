@@ -21,7 +21,7 @@ const POLL: Duration = Duration::from_millis(20);
 
 /// A cluster whose processes are to be told from others.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Cluster<'a> {
+pub(crate) struct ClusterProcesses<'a> {
     /// The canonical path of the data.
     pub(crate) data: &'a Path,
     /// The `cluster_name` our postmasters give it.
@@ -30,7 +30,7 @@ pub(crate) struct Cluster<'a> {
     pub(crate) uid: u32,
 }
 
-impl Cluster<'_> {
+impl ClusterProcesses<'_> {
     /// Ends every process of this cluster and makes way for a new postmaster. The
     /// caller holds the lock on the data directory.
     pub(crate) fn clear(self) -> Result<(), Error> {
@@ -130,8 +130,11 @@ fn process(pid: u32) -> PathBuf {
     Path::new("/proc").join(pid.to_string())
 }
 
+/// Whether `pid` is a running Postgres. A zombie is not: it has a name, but no command
+/// line any more, and where nobody reaps (a container without an init) it stays for good.
 fn is_postgres(pid: u32) -> bool {
-    fs::read(process(pid).join("comm")).is_ok_and(|name| name.trim_ascii() == b"postgres")
+    let read = |name: &str| fs::read(process(pid).join(name)).unwrap_or_default();
+    read("comm").trim_ascii() == b"postgres" && !read("cmdline").is_empty()
 }
 
 fn is_alive(pid: u32) -> bool {
@@ -148,10 +151,12 @@ pub(crate) fn signal(pid: u32, signal: Signal) {
 
 #[cfg(test)]
 mod tests {
+    use nix::sys::wait::{Id, WaitPidFlag, waitid};
+
     use super::*;
 
-    fn cluster(data: &Path) -> Cluster<'_> {
-        Cluster {
+    fn cluster(data: &Path) -> ClusterProcesses<'_> {
+        ClusterProcesses {
             data,
             name: "muster-1",
             uid: 0,
@@ -197,5 +202,25 @@ mod tests {
         fs::write(&lock_file, "99999999\n").unwrap();
         cluster.clear().unwrap();
         assert!(lock_file.exists());
+    }
+
+    #[test]
+    fn a_zombie_does_not_hold_the_lock_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let program = directory.path().join("postgres");
+        std::os::unix::fs::symlink("/bin/true", &program).unwrap();
+        let mut zombie = std::process::Command::new(&program).spawn().unwrap();
+        let pid = Pid::from_raw(zombie.id().try_into().unwrap());
+        waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT).unwrap();
+        assert_eq!(
+            fs::read(process(zombie.id()).join("comm")).unwrap(),
+            b"postgres\n"
+        );
+
+        let lock_file = directory.path().join("postmaster.pid");
+        fs::write(&lock_file, format!("{}\n", zombie.id())).unwrap();
+        cluster(directory.path()).clear().unwrap();
+        assert!(!lock_file.exists());
+        zombie.wait().unwrap();
     }
 }

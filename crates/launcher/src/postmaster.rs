@@ -69,9 +69,9 @@ impl Drop for Postmaster {
     }
 }
 
-fn cannot_wait(source: io::Error) -> Error {
+fn cannot_wait(cause: io::Error) -> Error {
     Error::Io {
         action: "wait for the postmaster to end".into(),
-        source,
+        cause,
     }
 }

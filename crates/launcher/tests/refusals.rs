@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::Command;
 
 use muster_launcher::{Cluster, Config, Error};
-use support::{directory, is_root};
+use support::{directory, is_root, skipped};
 
 async fn refused(directory: &Path) -> Error {
     Cluster::start(Config::new(directory)).await.unwrap_err()
@@ -42,7 +42,7 @@ async fn another_versions_cluster_is_not_touched() {
 
 #[tokio::test]
 async fn the_directory_that_blocks_the_way_is_named() {
-    if !is_root("Postgres runs as the user who runs the test, who made the directory") {
+    if !is_root() {
         return;
     }
     let directory = directory();
@@ -60,7 +60,7 @@ async fn the_directory_that_blocks_the_way_is_named() {
 
 #[tokio::test]
 async fn a_cluster_of_another_user_is_refused() {
-    if !is_root("giving a directory to another user") {
+    if !is_root() {
         return;
     }
     let directory = directory();
@@ -125,12 +125,12 @@ impl Disk {
                 "tmpfs",
             ])
             .arg(directory.path())
-            .status()
-            .is_ok_and(|status| status.success());
+            .output()
+            .is_ok_and(|output| output.status.success());
         if !mounted {
-            eprintln!("SKIPPED, cannot mount a small disk: what is told when it is full");
+            skipped("cannot mount a small disk, so nothing fills it");
         }
-        mounted.then_some(Self(directory))
+        mounted.then(|| Self(directory))
     }
 }
 

@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "each test file uses its own part of it")]
 
 use std::fs::Permissions;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -74,11 +74,20 @@ pub(crate) fn in_own_process(test: &str, variable: (&str, &Path)) -> (Child, Vec
     (child, words.split(' ').map(str::to_owned).collect())
 }
 
-/// Whether the tests run as root; says what is left out if not.
-pub(crate) fn is_root(left_out: &str) -> bool {
+/// Says what a test leaves out.
+#[expect(
+    clippy::explicit_write,
+    reason = "the test runner hides what eprintln! prints"
+)]
+pub(crate) fn skipped(why: &str) {
+    writeln!(std::io::stderr(), "SKIPPED: {why}").unwrap();
+}
+
+/// Whether the tests run as root; says so if not.
+pub(crate) fn is_root() -> bool {
     let is_root = nix::unistd::geteuid().is_root();
     if !is_root {
-        eprintln!("SKIPPED, not root: {left_out}");
+        skipped("not root, so Postgres runs as the user who made the directory");
     }
     is_root
 }
