@@ -100,7 +100,9 @@ impl Scopes {
                 Error::field("scopes", format!("{name:?} is not one of *, {all}"))
             })
         };
-        Ok(Self::Only(names.iter().map(known).collect::<Result<_, _>>()?))
+        Ok(Self::Only(
+            names.iter().map(known).collect::<Result<_, _>>()?,
+        ))
     }
 
     /// Whether they include one.
@@ -155,48 +157,165 @@ pub const AUTHORIZATION: &[Rule] = &[
     token("/muster.keys.v1.KeyService/ListKeys", Scope::KeysRead),
     token("/muster.keys.v1.KeyService/RevokeKey", Scope::KeysWrite),
     token("/muster.keys.v1.KeyService/RotateKey", Scope::KeysWrite),
-    token("/muster.keys.v1.IntegrationService/CreateWorkspace", Scope::IntegrationsWrite),
-    token("/muster.keys.v1.IntegrationService/ListWorkspaces", Scope::KeysRead),
-    token("/muster.keys.v1.IntegrationService/CreatePartner", Scope::IntegrationsWrite),
-    token("/muster.keys.v1.IntegrationService/ListPartners", Scope::KeysRead),
-    token("/muster.keys.v1.IntegrationService/EnablePartner", Scope::IntegrationsWrite),
-    token("/muster.keys.v1.IntegrationService/DisablePartner", Scope::IntegrationsWrite),
-    token("/muster.keys.v1.IntegrationService/CreatePartnerApiKey", Scope::IntegrationsWrite),
-    token("/muster.keys.v1.IntegrationService/ListPartnerApiKeys", Scope::KeysRead),
-    token("/muster.keys.v1.IntegrationService/RevokePartnerApiKey", Scope::IntegrationsWrite),
-    token("/muster.keys.v1.IntegrationService/GetIntegration", Scope::KeysRead),
-    token("/muster.keys.v1.IntegrationService/CreateServiceToken", Scope::IntegrationsWrite),
-    token("/muster.keys.v1.IntegrationService/ListServiceTokens", Scope::KeysRead),
-    token("/muster.keys.v1.IntegrationService/RevokeServiceToken", Scope::IntegrationsWrite),
-    token("/muster.keys.v1.IntegrationService/ListAuditEvents", Scope::AuditRead),
-    token("/muster.users.v1.UserService/ImportUsers", Scope::UsersWrite),
-    token("/muster.users.v1.UserService/UpsertUsers", Scope::UsersWrite),
-    token("/muster.users.v1.UserService/IdentifyUsers", Scope::UsersWrite),
+    token(
+        "/muster.keys.v1.IntegrationService/CreateWorkspace",
+        Scope::IntegrationsWrite,
+    ),
+    token(
+        "/muster.keys.v1.IntegrationService/ListWorkspaces",
+        Scope::KeysRead,
+    ),
+    token(
+        "/muster.keys.v1.IntegrationService/CreatePartner",
+        Scope::IntegrationsWrite,
+    ),
+    token(
+        "/muster.keys.v1.IntegrationService/ListPartners",
+        Scope::KeysRead,
+    ),
+    token(
+        "/muster.keys.v1.IntegrationService/EnablePartner",
+        Scope::IntegrationsWrite,
+    ),
+    token(
+        "/muster.keys.v1.IntegrationService/DisablePartner",
+        Scope::IntegrationsWrite,
+    ),
+    token(
+        "/muster.keys.v1.IntegrationService/CreatePartnerApiKey",
+        Scope::IntegrationsWrite,
+    ),
+    token(
+        "/muster.keys.v1.IntegrationService/ListPartnerApiKeys",
+        Scope::KeysRead,
+    ),
+    token(
+        "/muster.keys.v1.IntegrationService/RevokePartnerApiKey",
+        Scope::IntegrationsWrite,
+    ),
+    token(
+        "/muster.keys.v1.IntegrationService/GetIntegration",
+        Scope::KeysRead,
+    ),
+    token(
+        "/muster.keys.v1.IntegrationService/CreateServiceToken",
+        Scope::IntegrationsWrite,
+    ),
+    token(
+        "/muster.keys.v1.IntegrationService/ListServiceTokens",
+        Scope::KeysRead,
+    ),
+    token(
+        "/muster.keys.v1.IntegrationService/RevokeServiceToken",
+        Scope::IntegrationsWrite,
+    ),
+    token(
+        "/muster.keys.v1.IntegrationService/ListAuditEvents",
+        Scope::AuditRead,
+    ),
+    token(
+        "/muster.users.v1.UserService/ImportUsers",
+        Scope::UsersWrite,
+    ),
+    token(
+        "/muster.users.v1.UserService/UpsertUsers",
+        Scope::UsersWrite,
+    ),
+    token(
+        "/muster.users.v1.UserService/IdentifyUsers",
+        Scope::UsersWrite,
+    ),
     token("/muster.users.v1.UserService/MergeUsers", Scope::UsersWrite),
-    token("/muster.users.v1.UserService/DeleteUsers", Scope::UsersWrite),
+    token(
+        "/muster.users.v1.UserService/DeleteUsers",
+        Scope::UsersWrite,
+    ),
     token("/muster.users.v1.UserService/FindUser", Scope::UsersRead),
-    token_or_key("/muster.ingest.v1.IngestService/IngestCohort", Scope::CohortsWrite),
-    token_or_key("/muster.ingest.v1.IngestService/UpsertCohort", Scope::CohortsWrite),
-    token_or_key("/muster.ingest.v1.IngestService/GetCohort", Scope::CohortsRead),
-    token_or_key("/muster.ingest.v1.IngestService/ListCohorts", Scope::CohortsRead),
-    token("/muster.ingest.v1.IngestService/ArchiveCohort", Scope::CohortsWrite),
-    token_or_key("/muster.ingest.v1.IngestService/GetImport", Scope::CohortsRead),
-    token_or_key("/muster.ingest.v1.IngestService/ListImports", Scope::CohortsRead),
-    token_or_key("/muster.ingest.v1.IngestService/ListRejectedIdentifiers", Scope::CohortsRead),
+    token_or_key(
+        "/muster.ingest.v1.IngestService/IngestCohort",
+        Scope::CohortsWrite,
+    ),
+    token_or_key(
+        "/muster.ingest.v1.IngestService/UpsertCohort",
+        Scope::CohortsWrite,
+    ),
+    token_or_key(
+        "/muster.ingest.v1.IngestService/GetCohort",
+        Scope::CohortsRead,
+    ),
+    token_or_key(
+        "/muster.ingest.v1.IngestService/ListCohorts",
+        Scope::CohortsRead,
+    ),
+    token(
+        "/muster.ingest.v1.IngestService/ArchiveCohort",
+        Scope::CohortsWrite,
+    ),
+    token_or_key(
+        "/muster.ingest.v1.IngestService/GetImport",
+        Scope::CohortsRead,
+    ),
+    token_or_key(
+        "/muster.ingest.v1.IngestService/ListImports",
+        Scope::CohortsRead,
+    ),
+    token_or_key(
+        "/muster.ingest.v1.IngestService/ListRejectedIdentifiers",
+        Scope::CohortsRead,
+    ),
     // A person decides, not the partner whose list looked wrong.
-    token("/muster.ingest.v1.IngestService/ConfirmImport", Scope::CohortsWrite),
-    token_or_key("/muster.ingest.v1.IngestService/AbortImport", Scope::CohortsWrite),
-    token("/muster.segments.v1.SegmentService/CreateSegment", Scope::SegmentsWrite),
-    token("/muster.segments.v1.SegmentService/GetSegment", Scope::SegmentsRead),
-    token("/muster.segments.v1.SegmentService/ListSegments", Scope::SegmentsRead),
-    token("/muster.segments.v1.SegmentService/UpdateSegment", Scope::SegmentsWrite),
-    token("/muster.segments.v1.SegmentService/ArchiveSegment", Scope::SegmentsWrite),
-    token("/muster.segments.v1.SegmentService/CountSegment", Scope::SegmentsRead),
-    token("/muster.segments.v1.SegmentService/ResolveSegment", Scope::AudiencesRead),
-    token("/muster.segments.v1.SegmentService/GetResolution", Scope::SegmentsRead),
-    token("/muster.segments.v1.SegmentService/ListResolutions", Scope::SegmentsRead),
-    token("/muster.segments.v1.SegmentService/DiffResolutions", Scope::AudiencesRead),
-    token("/muster.segments.v1.SegmentService/CheckMembership", Scope::SegmentsRead),
+    token(
+        "/muster.ingest.v1.IngestService/ConfirmImport",
+        Scope::CohortsWrite,
+    ),
+    token_or_key(
+        "/muster.ingest.v1.IngestService/AbortImport",
+        Scope::CohortsWrite,
+    ),
+    token(
+        "/muster.segments.v1.SegmentService/CreateSegment",
+        Scope::SegmentsWrite,
+    ),
+    token(
+        "/muster.segments.v1.SegmentService/GetSegment",
+        Scope::SegmentsRead,
+    ),
+    token(
+        "/muster.segments.v1.SegmentService/ListSegments",
+        Scope::SegmentsRead,
+    ),
+    token(
+        "/muster.segments.v1.SegmentService/UpdateSegment",
+        Scope::SegmentsWrite,
+    ),
+    token(
+        "/muster.segments.v1.SegmentService/ArchiveSegment",
+        Scope::SegmentsWrite,
+    ),
+    token(
+        "/muster.segments.v1.SegmentService/CountSegment",
+        Scope::SegmentsRead,
+    ),
+    token(
+        "/muster.segments.v1.SegmentService/ResolveSegment",
+        Scope::AudiencesRead,
+    ),
+    token(
+        "/muster.segments.v1.SegmentService/GetResolution",
+        Scope::SegmentsRead,
+    ),
+    token(
+        "/muster.segments.v1.SegmentService/ListResolutions",
+        Scope::SegmentsRead,
+    ),
+    token(
+        "/muster.segments.v1.SegmentService/DiffResolutions",
+        Scope::AudiencesRead,
+    ),
+    token(
+        "/muster.segments.v1.SegmentService/CheckMembership",
+        Scope::SegmentsRead,
+    ),
 ];
 
 /// The rule for an rpc, if it is one of ours.
@@ -214,7 +333,8 @@ mod tests {
 
     #[test]
     fn every_rpc_of_the_contract_has_exactly_one_rule() {
-        let set = prost_types::FileDescriptorSet::decode(muster_proto::FILE_DESCRIPTOR_SET).unwrap();
+        let set =
+            prost_types::FileDescriptorSet::decode(muster_proto::FILE_DESCRIPTOR_SET).unwrap();
         let mut contract = BTreeSet::new();
         for file in set.file {
             for service in &file.service {

@@ -60,7 +60,9 @@ impl<K: Serialize + DeserializeOwned> Page<K> {
             return String::new();
         }
         rows.truncate(size);
-        rows.last().map(|last| encode(&key(last))).unwrap_or_default()
+        rows.last()
+            .map(|last| encode(&key(last)))
+            .unwrap_or_default()
     }
 }
 

@@ -51,6 +51,43 @@ pub fn status(error: Error) -> Status {
     Status::with_error_details(code(error.kind), error.message.as_ref(), details)
 }
 
+/// What reading the next message of a client's stream failed with.
+///
+/// A message that cannot be read is the client's mistake; everything else is a lost connection.
+pub fn broken_stream(status: &Status) -> Error {
+    malformed(status).unwrap_or_else(|| {
+        Error::new(
+            Kind::Unavailable,
+            "STREAM_BROKEN",
+            "the stream ended before it was complete",
+        )
+    })
+}
+
+/// The error behind the status that tonic makes of a message it cannot read.
+pub(crate) fn malformed(status: &Status) -> Option<Error> {
+    let text = status.message();
+    match status.code() {
+        Code::Internal if text.starts_with("failed to decode Protobuf message") => {
+            let message = text.to_owned();
+            Some(Error::new(
+                Kind::InvalidArgument,
+                "MALFORMED_MESSAGE",
+                message,
+            ))
+        }
+        Code::OutOfRange if text.contains("message length too large") => {
+            let message = text.to_owned();
+            Some(Error::new(
+                Kind::ResourceExhausted,
+                "MESSAGE_TOO_LARGE",
+                message,
+            ))
+        }
+        _ => None,
+    }
+}
+
 fn code(kind: Kind) -> Code {
     match kind {
         Kind::InvalidArgument => Code::InvalidArgument,
@@ -80,7 +117,10 @@ mod tests {
         assert_eq!(status.code(), Code::InvalidArgument);
         let details = status.get_error_details();
         let info = details.error_info().unwrap();
-        assert_eq!((info.reason.as_str(), info.domain.as_str()), ("INVALID_FIELD", "muster"));
+        assert_eq!(
+            (info.reason.as_str(), info.domain.as_str()),
+            ("INVALID_FIELD", "muster")
+        );
         assert_eq!(info.metadata["limit"], "255");
         let bad = details.bad_request().unwrap();
         assert_eq!(bad.field_violations[0].field, "name");

@@ -24,7 +24,13 @@ pub fn from_wire(moment: &prost_types::Timestamp) -> Result<Timestamp> {
     exact
         .replace_nanosecond(nanos / 1_000 * 1_000)
         .map_err(|_| invalid())
-        .and_then(|moment| if moment.year() >= 1 { Ok(moment) } else { Err(invalid()) })
+        .and_then(|moment| {
+            if moment.year() >= 1 {
+                Ok(moment)
+            } else {
+                Err(invalid())
+            }
+        })
 }
 
 /// A moment that must lie in the future.

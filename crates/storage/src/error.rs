@@ -57,7 +57,11 @@ fn classify(error: sqlx::Error) -> DomainError {
         ),
         // Connection exceptions, insufficient resources (disk full, too many connections), operator
         // intervention (shutdown, crash), system errors.
-        (_, code) if ["08", "53", "57", "58"].iter().any(|class| code.starts_with(class)) => {
+        (_, code)
+            if ["08", "53", "57", "58"]
+                .iter()
+                .any(|class| code.starts_with(class)) =>
+        {
             UNAVAILABLE
         }
         (

@@ -103,11 +103,10 @@ impl Store {
     /// If the database fails.
     pub async fn forget_requests(&self) -> Result<u64> {
         let mut connection = self.connection().await?;
-        let forgotten = sqlx::query!(
-            "DELETE FROM request_log WHERE created_at < now() - interval '24 hours'"
-        )
-        .execute(&mut *connection)
-        .await?;
+        let forgotten =
+            sqlx::query!("DELETE FROM request_log WHERE created_at < now() - interval '24 hours'")
+                .execute(&mut *connection)
+                .await?;
         Ok(forgotten.rows_affected())
     }
 }

@@ -35,7 +35,10 @@ pub async fn match_identifiers(
     if identifiers.is_empty() {
         return Ok(matches);
     }
-    let kinds: Vec<i16> = identifiers.iter().map(|i| i16::from(i.kind.code())).collect();
+    let kinds: Vec<i16> = identifiers
+        .iter()
+        .map(|i| i16::from(i.kind.code()))
+        .collect();
     let labels: Vec<&str> = identifiers.iter().map(|i| i.label).collect();
     let ids: Vec<&str> = identifiers.iter().map(|i| i.id).collect();
     let found = sqlx::query!(
@@ -56,12 +59,11 @@ pub async fn match_identifiers(
     for row in found {
         let index = usize::try_from(row.position - 1).expect("positions begin at 1");
         let user = user_no(row.user_no);
-        matches[index] =
-            if row.identified && identifiers[index].kind == IdentifierKind::DeviceId {
-                Match::DeviceOfIdentifiedUser(user)
-            } else {
-                Match::User(user)
-            };
+        matches[index] = if row.identified && identifiers[index].kind == IdentifierKind::DeviceId {
+            Match::DeviceOfIdentifiedUser(user)
+        } else {
+            Match::User(user)
+        };
     }
     Ok(matches)
 }
