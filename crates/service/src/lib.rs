@@ -3,7 +3,7 @@
 //! A server crate implements a generated tonic trait, hands it to [`server::Server`] and gets
 //! limits, credentials, authorisation, health, reflection and an orderly end. A handler reads:
 //!
-//! ```ignore
+//! ```text
 //! async fn get_key(&self, request: Request<pb::GetKeyRequest>) -> RpcResult<pb::GetKeyResponse> {
 //!     respond(async {
 //!         let (caller, body) = admitted(request);

@@ -10,10 +10,12 @@
 //! commented schema.
 
 pub mod audit;
+pub mod cohorts;
 pub mod credentials;
 pub mod directory;
 pub mod partners;
 pub mod requests;
+pub mod versions;
 pub mod workspaces;
 
 mod error;
