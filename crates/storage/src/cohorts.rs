@@ -292,3 +292,21 @@ pub async fn used_by(
     .fetch_all(conn)
     .await?)
 }
+
+/// The latest source time of the imports published into a cohort.
+///
+/// # Errors
+/// If the database fails.
+pub async fn applied_source_time(
+    conn: &mut PgConnection,
+    workspace: WorkspaceId,
+    id: Uuid,
+) -> Result<Option<Timestamp>> {
+    Ok(sqlx::query_scalar!(
+        "SELECT applied_source_time FROM cohort WHERE workspace_id = $1 AND cohort_id = $2",
+        workspace.0,
+        id,
+    )
+    .fetch_one(conn)
+    .await?)
+}

@@ -332,15 +332,20 @@ pub async fn is_active(conn: &mut PgConnection, id: Uuid) -> Result<bool> {
     Ok(active.unwrap_or(false))
 }
 
-/// Notes that a credential was used, at most once a minute.
+/// Notes that a credential was used, at most once a minute. Does not wait for a transaction that
+/// holds the credential: that one notes it as well.
 ///
 /// # Errors
 /// If the database fails.
 pub async fn touch(conn: &mut PgConnection, id: Uuid) -> Result<()> {
     sqlx::query!(
         "UPDATE credential SET last_used_at = now()
-         WHERE credential_id = $1
-           AND (last_used_at IS NULL OR last_used_at < now() - interval '1 minute')",
+         WHERE credential_id = (
+             SELECT credential_id FROM credential
+             WHERE credential_id = $1
+               AND (last_used_at IS NULL OR last_used_at < now() - interval '1 minute')
+             FOR NO KEY UPDATE SKIP LOCKED
+         )",
         id,
     )
     .execute(conn)
