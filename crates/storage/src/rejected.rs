@@ -76,8 +76,14 @@ pub async fn insert(
         .iter()
         .map(|r| r.identifier.kind.code().into())
         .collect();
-    let labels: Vec<&[u8]> = rejected.iter().map(|r| r.identifier.label.as_bytes()).collect();
-    let ids: Vec<&[u8]> = rejected.iter().map(|r| r.identifier.id.as_bytes()).collect();
+    let labels: Vec<&[u8]> = rejected
+        .iter()
+        .map(|r| r.identifier.label.as_bytes())
+        .collect();
+    let ids: Vec<&[u8]> = rejected
+        .iter()
+        .map(|r| r.identifier.id.as_bytes())
+        .collect();
     sqlx::query!(
         "INSERT INTO import_rejected (workspace_id, import_id, first_offset, positions, reasons,
                                       effects, kinds, labels, ids)
