@@ -309,7 +309,7 @@ fn cohort_key<'a>(
     })
 }
 
-fn check_mask(mask: Option<&muster_service::wire::FieldMask>) -> Result<()> {
+fn check_mask(mask: Option<&prost_types::FieldMask>) -> Result<()> {
     let unknown = mask.and_then(|mask| mask.paths.iter().find(|path| *path != "name"));
     match unknown {
         None => Ok(()),

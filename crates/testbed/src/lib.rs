@@ -9,7 +9,7 @@ use std::sync::{
 };
 
 use muster_launcher::TemporaryCluster;
-use muster_storage::{Settings, Store};
+use muster_storage::{Settings, Store, WorkspaceId};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
 static CLUSTER: OnceLock<TemporaryCluster> = OnceLock::new();
@@ -44,7 +44,7 @@ async fn clone_of(template: &str) -> String {
         .await
         .expect("the cluster starts");
     let name = format!("test_{}", DATABASES.fetch_add(1, Ordering::Relaxed));
-    execute(
+    administer(
         cluster,
         &format!("CREATE DATABASE {name} TEMPLATE {template}"),
     )
@@ -59,7 +59,7 @@ fn start() -> TemporaryCluster {
         .build()
         .expect("a runtime can be built");
     runtime.block_on(async {
-        execute(&cluster, "CREATE DATABASE migrated").await;
+        administer(&cluster, "CREATE DATABASE migrated").await;
         let settings = Settings::new(cluster.url("migrated"));
         let store = Store::connect(&settings).expect("the URL is well-formed");
         store.migrate().await.expect("the migrations apply");
@@ -69,7 +69,7 @@ fn start() -> TemporaryCluster {
     cluster
 }
 
-async fn execute(cluster: &TemporaryCluster, statement: &str) {
+async fn administer(cluster: &TemporaryCluster, statement: &str) {
     let mut connection = PgConnection::connect(&cluster.url("postgres"))
         .await
         .expect("the cluster accepts connections");
@@ -78,4 +78,54 @@ async fn execute(cluster: &TemporaryCluster, statement: &str) {
         .await
         .expect("the statement is well-formed");
     connection.close().await.expect("the connection is sound");
+}
+
+/// Runs plain SQL, as an administrator would.
+///
+/// # Panics
+/// If the database refuses it.
+pub async fn execute(connection: &mut PgConnection, statement: &'static str) {
+    sqlx::raw_sql(statement)
+        .execute(connection)
+        .await
+        .expect("the statement is well-formed");
+}
+
+/// Runs plain SQL that answers one number.
+///
+/// # Panics
+/// If the database refuses it or it answers something else.
+pub async fn number(connection: &mut PgConnection, query: &'static str) -> i64 {
+    sqlx::query_scalar(query)
+        .fetch_one(connection)
+        .await
+        .expect("the query answers one number")
+}
+
+/// Fills a directory: users 0 to `count` are identified, with external id `u-N` and alias
+/// `mail:a-N` and device `i-N`; as many more are anonymous, with device `d-N` and alias
+/// `mail:b-N`.
+///
+/// # Panics
+/// If the database refuses it.
+pub async fn seed_users(connection: &mut PgConnection, workspace: WorkspaceId, count: u32) {
+    for statement in [
+        "UPDATE directory SET epoch = epoch + 1, next_user_no = 2 * $2::bigint WHERE workspace_id = $1",
+        "INSERT INTO directory_user (workspace_id, user_no, external_id, epoch, identified_epoch)
+         SELECT $1, n, CASE WHEN n < $2 THEN 'u-' || n END, 1, CASE WHEN n < $2 THEN 1 END
+         FROM generate_series(0, 2 * $2 - 1) n",
+        "INSERT INTO user_identifier (workspace_id, kind, label, id, user_no, epoch)
+         SELECT $1, 1, '', 'u-' || n, n, 1 FROM generate_series(0, $2 - 1) n
+         UNION ALL SELECT $1, 2, 'mail', 'a-' || n, n, 1 FROM generate_series(0, $2 - 1) n
+         UNION ALL SELECT $1, 3, '', 'i-' || n, n, 1 FROM generate_series(0, $2 - 1) n
+         UNION ALL SELECT $1, 2, 'mail', 'b-' || n, $2 + n, 1 FROM generate_series(0, $2 - 1) n
+         UNION ALL SELECT $1, 3, '', 'd-' || n, $2 + n, 1 FROM generate_series(0, $2 - 1) n",
+    ] {
+        sqlx::query(statement)
+            .bind(workspace.0)
+            .bind(i64::from(count))
+            .execute(&mut *connection)
+            .await
+            .expect("the workspace is empty");
+    }
 }

@@ -1,0 +1,5 @@
+//! The ingest server through real clients, on real Postgres.
+
+mod cohorts;
+mod harness;
+mod protocol;
