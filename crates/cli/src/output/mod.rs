@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::error::{CliError, Result};
 
-pub(crate) use table::{Column, col, grouped, render, rows as table_rows};
+pub(crate) use table::{Column, col, grouped, render, rows as table_rows, show_control_characters};
 
 /// How results are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
