@@ -8,13 +8,21 @@ macro_rules! package {
         pub mod $name {
             /// Version 1.
             pub mod v1 {
-                include!(concat!(env!("OUT_DIR"), "/muster.", stringify!($name), ".v1.rs"));
+                include!(concat!(
+                    env!("OUT_DIR"),
+                    "/muster.",
+                    stringify!($name),
+                    ".v1.rs"
+                ));
             }
         }
     };
 }
 
-package!(keys, "Key management: data import keys, workspaces, partners, tokens, audit.");
+package!(
+    keys,
+    "Key management: data import keys, workspaces, partners, tokens, audit."
+);
 package!(users, "The user directory.");
 package!(ingest, "Cohorts and their imports.");
 package!(segments, "Segments and their audiences.");

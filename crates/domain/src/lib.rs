@@ -5,7 +5,9 @@
 //!
 //! Start with [`error`], then read the modules in the order of the product's story.
 
+pub mod credential;
 pub mod error;
+pub mod filter;
 pub mod identifier;
 pub mod import;
 pub mod name;

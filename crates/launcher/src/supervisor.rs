@@ -1,0 +1,122 @@
+//! The life of a cluster: started, watched, restarted when it dies, stopped.
+//!
+//! This is a plain thread, so that a cluster belongs to no async runtime.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::Error;
+use crate::launch::Launch;
+use crate::postmaster::Postmaster;
+use crate::stop::{Stop, StopRequests};
+
+const POLL: Duration = Duration::from_millis(100);
+
+/// Restarts in a row before giving up; the pauses between them add up to 8 s.
+const MAX_RESTARTS: u32 = 5;
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+
+/// A postmaster that lived this long was sound: counting restarts begins anew.
+const SOUND_AFTER: Duration = Duration::from_secs(60);
+
+/// The process id of the postmaster, as others may see it; 0 while there is none.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct CurrentPid(Arc<AtomicU32>);
+
+impl CurrentPid {
+    pub(crate) fn get(&self) -> Option<u32> {
+        Some(self.0.load(Ordering::Acquire)).filter(|&pid| pid != 0)
+    }
+
+    fn set(&self, pid: Option<u32>) {
+        self.0.store(pid.unwrap_or(0), Ordering::Release);
+    }
+}
+
+/// Keeps a postmaster running until a stop is asked for.
+#[derive(Debug)]
+pub(crate) struct Supervisor {
+    // Dropped in this order: the directory is ours until the postmaster has ended.
+    postmaster: Postmaster,
+    launch: Launch,
+    pid: CurrentPid,
+    started: Instant,
+    restarts: u32,
+}
+
+impl Supervisor {
+    /// Starts the first postmaster; nothing is tried twice.
+    pub(crate) fn start(
+        launch: Launch,
+        stop: &StopRequests,
+        pid: CurrentPid,
+    ) -> Result<Self, Error> {
+        let postmaster = launch.start(stop)?;
+        pid.set(Some(postmaster.pid()));
+        Ok(Self {
+            postmaster,
+            launch,
+            pid,
+            started: Instant::now(),
+            restarts: 0,
+        })
+    }
+
+    /// Returns once a stop was asked for and the cluster has ended, or with the reason
+    /// why the cluster cannot be kept running.
+    pub(crate) fn run(mut self, stop: &StopRequests) -> Result<(), Error> {
+        loop {
+            if let Some(how) = stop.wait(POLL) {
+                return self.stop(how);
+            }
+            let Some(status) = self.postmaster.exit_status()? else {
+                continue;
+            };
+            let error = self.launch.ended(&self.postmaster, status);
+            self.pid.set(None);
+            match self.restart(error, stop) {
+                Err(Error::Stopped) => return Ok(()),
+                result => result?,
+            }
+        }
+    }
+
+    fn stop(&mut self, how: Stop) -> Result<(), Error> {
+        self.pid.set(None);
+        self.postmaster.stop(how)?;
+        // Backends outlive a postmaster that had to be killed.
+        self.launch.clear_leftovers()?;
+        tracing::info!("PostgreSQL has stopped");
+        Ok(())
+    }
+
+    /// Replaces a postmaster that died because of `error`.
+    fn restart(&mut self, mut error: Error, stop: &StopRequests) -> Result<(), Error> {
+        if self.started.elapsed() > SOUND_AFTER {
+            self.restarts = 0;
+        }
+        while self.restarts < MAX_RESTARTS {
+            let pause = FIRST_PAUSE * 2_u32.pow(self.restarts);
+            self.restarts += 1;
+            tracing::error!(%error, restart = self.restarts, "PostgreSQL is down; restarting it");
+            if stop.wait(pause).is_some() {
+                return Err(Error::Stopped);
+            }
+            match self.launch.start(stop) {
+                Ok(postmaster) => {
+                    self.pid.set(Some(postmaster.pid()));
+                    self.postmaster = postmaster;
+                    self.started = Instant::now();
+                    return Ok(());
+                }
+                Err(Error::Stopped) => return Err(Error::Stopped),
+                Err(next) => error = next,
+            }
+        }
+        Err(Error::GaveUp {
+            restarts: self.restarts,
+            last: Box::new(error),
+        })
+    }
+}

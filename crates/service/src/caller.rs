@@ -1,0 +1,275 @@
+//! Who calls: from the credential in the metadata to a [`Caller`] that has passed the
+//! authorisation table.
+//!
+//! Credentials are looked up for every call, so a revocation is effective at once on every server.
+
+use std::task::{Context, Poll};
+
+use futures::future::BoxFuture;
+use http::{HeaderMap, Request as HttpRequest, Response as HttpResponse};
+use muster_domain::{
+    credential::{Kind as CredentialKind, Secret},
+    error::{Error, Kind, Result},
+};
+use muster_storage::{
+    Store, WorkspaceId,
+    credentials::{self, Credential, State},
+    partners, workspaces,
+};
+use tonic::{Request, body::Body};
+use tower::{Layer, Service};
+use uuid::Uuid;
+
+use crate::{
+    authorization::{Rule, Scopes, rule},
+    response::status,
+};
+
+/// Somebody whose credential was accepted for the rpc called.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Caller {
+    /// How the audit trail names the caller, such as `service_token:0195…`.
+    pub actor: String,
+    /// The credential, to check again later.
+    pub credential: Uuid,
+    /// What a service token may do; empty for a data import key.
+    pub scopes: Scopes,
+    /// The only workspace the caller may see.
+    pub bound_to: Option<(WorkspaceId, String)>,
+    /// The only partner the caller may see: that of its data import key.
+    pub partner: Option<String>,
+}
+
+/// Takes a request apart into who calls and what is asked.
+///
+/// # Panics
+/// If the rpc was reached without [`AuthLayer`], which is a defect.
+pub fn admitted<T>(mut request: Request<T>) -> (Caller, T) {
+    let caller = request
+        .extensions_mut()
+        .remove::<Caller>()
+        .expect("every rpc is behind the layer that admits callers");
+    (caller, request.into_inner())
+}
+
+impl Caller {
+    /// The workspace that a request names; empty means the caller's own.
+    ///
+    /// # Errors
+    /// `NOT_FOUND` for a workspace that does not exist or that the caller may not see;
+    /// `INVALID_ARGUMENT` if it is empty and the caller is not bound to one.
+    pub async fn workspace(&self, store: &Store, slug: &str) -> Result<WorkspaceId> {
+        match &self.bound_to {
+            Some((id, own)) if slug.is_empty() || slug == own => Ok(*id),
+            Some(_) => Err(Error::not_found("workspace", slug)),
+            None if slug.is_empty() => Err(Error::field("workspace", "must not be empty")),
+            None => {
+                let mut connection = store.connection().await?;
+                let found = workspaces::find(&mut connection, slug).await?;
+                let workspace = found.ok_or_else(|| Error::not_found("workspace", slug))?;
+                Ok(workspace.id)
+            }
+        }
+    }
+
+    /// The partner that a request names; empty means the caller's own, if it has one.
+    ///
+    /// # Errors
+    /// `UNAUTHENTICATED` (`CREDENTIAL_INVALID`) if the caller's key belongs to another partner.
+    pub fn partner<'a>(&'a self, named: &'a str) -> Result<&'a str> {
+        match self.partner.as_deref() {
+            None => Ok(named),
+            Some(own) if named.is_empty() || named == own => Ok(own),
+            Some(_) => Err(credential_invalid()),
+        }
+    }
+
+    /// Whether the caller may see what belongs to a partner.
+    pub fn sees_partner(&self, partner: &str) -> bool {
+        self.partner.as_deref().is_none_or(|own| own == partner)
+    }
+
+    /// Checks that the credential is still accepted; for calls that last.
+    ///
+    /// # Errors
+    /// `UNAUTHENTICATED` (`CREDENTIAL_INVALID`) if it is not any more.
+    pub async fn check_active(&self, store: &Store) -> Result<()> {
+        let mut connection = store.connection().await?;
+        if credentials::is_active(&mut connection, self.credential).await? {
+            Ok(())
+        } else {
+            Err(credential_invalid())
+        }
+    }
+}
+
+/// Unknown, malformed, revoked, expired, or not for this: the caller cannot tell which.
+pub fn credential_invalid() -> Error {
+    Error::new(
+        Kind::Unauthenticated,
+        "CREDENTIAL_INVALID",
+        "the credential is not valid",
+    )
+}
+
+/// Admits calls whose credential the authorisation table accepts.
+#[derive(Debug, Clone)]
+pub struct AuthLayer {
+    store: Store,
+}
+
+impl AuthLayer {
+    /// Looks credentials up in a store.
+    pub fn new(store: Store) -> Self {
+        Self { store }
+    }
+}
+
+impl<S> Layer<S> for AuthLayer {
+    type Service = Auth<S>;
+
+    fn layer(&self, inner: S) -> Auth<S> {
+        Auth {
+            inner,
+            store: self.store.clone(),
+        }
+    }
+}
+
+/// The service that [`AuthLayer`] makes.
+#[derive(Debug, Clone)]
+pub struct Auth<S> {
+    inner: S,
+    store: Store,
+}
+
+impl<S> Service<HttpRequest<Body>> for Auth<S>
+where
+    S: Service<HttpRequest<Body>, Response = HttpResponse<Body>> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    type Response = HttpResponse<Body>;
+    type Error = S::Error;
+    type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, mut request: HttpRequest<Body>) -> Self::Future {
+        // The service that was polled ready is the one to call.
+        let next = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, next);
+        let store = self.store.clone();
+        Box::pin(async move {
+            match admit(&store, request.uri().path(), request.headers()).await {
+                Ok(caller) => {
+                    request.extensions_mut().insert(caller);
+                    inner.call(request).await
+                }
+                Err(error) => Ok(status(error).into_http()),
+            }
+        })
+    }
+}
+
+async fn admit(store: &Store, rpc: &str, headers: &HeaderMap) -> Result<Caller> {
+    let rule = rule(rpc).ok_or_else(|| Error::not_found("rpc", rpc))?;
+    let mut connection = store.connection().await?;
+    let partner_key = match headers.get("muster-partner-api-key") {
+        None => None,
+        Some(value) => {
+            let invalid = || {
+                Error::new(
+                    Kind::Unauthenticated,
+                    "PARTNER_API_KEY_INVALID",
+                    "the partner API key is not valid",
+                )
+            };
+            let text = value.to_str().map_err(|_| invalid())?;
+            let key = look_up(&mut connection, text, CredentialKind::PartnerApiKey).await?;
+            Some(key.ok_or_else(invalid)?)
+        }
+    };
+    let bearer = headers
+        .get("authorization")
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.strip_prefix("Bearer "))
+        .ok_or_else(|| {
+            Error::new(
+                Kind::Unauthenticated,
+                "CREDENTIAL_MISSING",
+                "the call needs `authorization: Bearer …` in its metadata",
+            )
+        })?;
+    let kind = Secret::parse(bearer)
+        .map_err(|_| credential_invalid())?
+        .kind();
+    let credential = look_up(&mut connection, bearer, kind)
+        .await?
+        .ok_or_else(credential_invalid)?;
+    let caller = authorize(credential, rule)?;
+    if let (Some((workspace, _)), Some(partner)) = (&caller.bound_to, &caller.partner) {
+        if partner_key.is_some_and(|key| key.partner.as_ref() != Some(partner)) {
+            return Err(credential_invalid());
+        }
+        if !partners::is_enabled(&mut connection, *workspace, partner).await? {
+            return Err(Error::new(
+                Kind::PermissionDenied,
+                "PARTNER_NOT_ENABLED",
+                "the workspace has not enabled the partner",
+            ));
+        }
+    }
+    Ok(caller)
+}
+
+/// The accepted credential of a kind that a secret stands for.
+async fn look_up(
+    connection: &mut muster_storage::Connection,
+    text: &str,
+    kind: CredentialKind,
+) -> Result<Option<Credential>> {
+    let Ok(secret) = Secret::parse(text) else {
+        return Ok(None);
+    };
+    let found = credentials::find_by_digest(connection, &secret.digest()).await?;
+    let accepted = found.filter(|found| found.kind == kind && found.state == State::Active);
+    if let Some(credential) = &accepted {
+        credentials::touch(connection, credential.id).await?;
+    }
+    Ok(accepted)
+}
+
+fn authorize(credential: Credential, rule: &Rule) -> Result<Caller> {
+    let scopes = match credential.kind {
+        CredentialKind::ServiceToken => {
+            let scopes = Scopes::parse(&credential.scopes)?;
+            if !scopes.contain(rule.scope) {
+                return Err(Error::new(
+                    Kind::PermissionDenied,
+                    "SCOPE_MISSING",
+                    format!("the token lacks the scope {}", rule.scope),
+                ));
+            }
+            scopes
+        }
+        CredentialKind::DataImportKey if rule.data_import_key => Scopes::Only(Vec::new()),
+        CredentialKind::DataImportKey => {
+            return Err(Error::new(
+                Kind::PermissionDenied,
+                "CREDENTIAL_KIND",
+                "a data import key cannot call this; a service token can",
+            ));
+        }
+        // It says which partner calls, but is no credential for anything by itself.
+        CredentialKind::PartnerApiKey => return Err(credential_invalid()),
+    };
+    Ok(Caller {
+        actor: credential.actor(),
+        credential: credential.id,
+        scopes,
+        bound_to: credential.workspace,
+        partner: credential.partner,
+    })
+}

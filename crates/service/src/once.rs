@@ -1,0 +1,69 @@
+//! Idempotent mutations: the answer to a `request_id` is given again, the work is not done again.
+
+use muster_domain::{
+    error::{Error, FieldContext as _, Result},
+    name,
+};
+use muster_storage::{
+    Store, Tx, WorkspaceId,
+    requests::{Attempt, Mutation, RequestKey},
+};
+use prost::Message;
+
+use crate::Caller;
+
+/// A mutation that is done for the first time, or has been done.
+#[derive(Debug)]
+pub enum Once<R> {
+    /// Do it in this transaction, then [`First::commit`].
+    First(First),
+    /// It was done; this was the answer.
+    Done(R),
+}
+
+/// A mutation that is done for the first time.
+#[derive(Debug)]
+pub struct First(Mutation);
+
+/// Begins the mutation `method` of a workspace, or of the whole deployment.
+///
+/// # Errors
+/// `INVALID_ARGUMENT` on `request_id` if it is malformed or came with another request before.
+pub async fn once<R: Message + Default>(
+    store: &Store,
+    caller: &Caller,
+    workspace: Option<WorkspaceId>,
+    method: &'static str,
+    request_id: &str,
+    request: &impl Message,
+) -> Result<Once<R>> {
+    name::check_label(request_id).field("request_id")?;
+    let key = RequestKey {
+        workspace,
+        actor: &caller.actor,
+        method,
+        request_id,
+    };
+    match store.mutation(key, &request.encode_to_vec()).await? {
+        Attempt::First(mutation) => Ok(Once::First(First(mutation))),
+        Attempt::Replay(answer) => Ok(Once::Done(
+            R::decode(answer.as_slice()).map_err(Error::internal)?,
+        )),
+    }
+}
+
+impl First {
+    /// The transaction to do the work in.
+    pub fn tx(&mut self) -> &mut Tx {
+        &mut self.0.tx
+    }
+
+    /// Makes the change durable together with its answer, which must hold no secret and no
+    /// identifier of a person.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn commit(self, answer: &impl Message) -> Result<()> {
+        Ok(self.0.commit(&answer.encode_to_vec()).await?)
+    }
+}

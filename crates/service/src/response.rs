@@ -1,0 +1,137 @@
+//! What a result becomes on the wire: the one map from error kinds to gRPC codes.
+
+use std::{collections::HashMap, future::Future};
+
+use muster_domain::error::{Error, Kind};
+use tonic::{Code, Response, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+use uuid::Uuid;
+
+/// The result of a unary rpc.
+pub type RpcResult<T> = Result<Response<T>, Status>;
+
+/// The domain of every `google.rpc.ErrorInfo` of Muster.
+pub const ERROR_DOMAIN: &str = "muster";
+
+/// Runs the body of a handler and turns its result into what goes on the wire.
+///
+/// # Errors
+/// The status that the error stands for.
+pub async fn respond<T>(body: impl Future<Output = Result<T, Error>>) -> RpcResult<T> {
+    body.await.map(Response::new).map_err(status)
+}
+
+/// The status an error stands for, with its `google.rpc` details.
+///
+/// Whatever is not the caller's doing is logged here, once, under a request id that the caller gets
+/// in its place.
+pub fn status(error: Error) -> Status {
+    let mut details = ErrorDetails::new();
+    let metadata: HashMap<String, String> = error
+        .metadata
+        .iter()
+        .map(|(key, value)| ((*key).to_owned(), value.clone()))
+        .collect();
+    details.set_error_info(error.reason, ERROR_DOMAIN, metadata);
+    for violation in &error.fields {
+        details.add_bad_request_violation(&violation.field, &violation.description);
+    }
+    if let Some(wait) = error.retry_after {
+        details.set_retry_info(Some(wait));
+    }
+    if let Some(source) = &error.source {
+        let request_id = Uuid::now_v7().to_string();
+        let cause = source.as_ref() as &dyn std::error::Error;
+        match error.kind {
+            Kind::Internal => tracing::error!(request_id, cause, reason = error.reason, "failed"),
+            _ => tracing::warn!(request_id, cause, reason = error.reason, "failed"),
+        }
+        details.set_request_info(request_id, "");
+    }
+    Status::with_error_details(code(error.kind), error.message.as_ref(), details)
+}
+
+/// What reading the next message of a client's stream failed with.
+///
+/// A message that cannot be read is the client's mistake; everything else is a lost connection.
+pub fn broken_stream(status: &Status) -> Error {
+    malformed(status).unwrap_or_else(|| {
+        Error::new(
+            Kind::Unavailable,
+            "STREAM_BROKEN",
+            "the stream ended before it was complete",
+        )
+    })
+}
+
+/// The error behind the status that tonic makes of a message it cannot read.
+pub(crate) fn malformed(status: &Status) -> Option<Error> {
+    let text = status.message();
+    match status.code() {
+        Code::Internal if text.starts_with("failed to decode Protobuf message") => {
+            let message = text.to_owned();
+            Some(Error::new(
+                Kind::InvalidArgument,
+                "MALFORMED_MESSAGE",
+                message,
+            ))
+        }
+        Code::OutOfRange if text.contains("message length too large") => {
+            let message = text.to_owned();
+            Some(Error::new(
+                Kind::ResourceExhausted,
+                "MESSAGE_TOO_LARGE",
+                message,
+            ))
+        }
+        _ => None,
+    }
+}
+
+fn code(kind: Kind) -> Code {
+    match kind {
+        Kind::InvalidArgument => Code::InvalidArgument,
+        Kind::NotFound => Code::NotFound,
+        Kind::AlreadyExists => Code::AlreadyExists,
+        Kind::FailedPrecondition => Code::FailedPrecondition,
+        Kind::OutOfRange => Code::OutOfRange,
+        Kind::Aborted => Code::Aborted,
+        Kind::PermissionDenied => Code::PermissionDenied,
+        Kind::Unauthenticated => Code::Unauthenticated,
+        Kind::ResourceExhausted => Code::ResourceExhausted,
+        Kind::Unavailable => Code::Unavailable,
+        Kind::Internal => Code::Internal,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn details_carry_reason_fields_and_retry() {
+        let error = Error::field("name", "must not be empty")
+            .with("limit", 255)
+            .retry_after(std::time::Duration::from_secs(1));
+        let status = status(error);
+        assert_eq!(status.code(), Code::InvalidArgument);
+        let details = status.get_error_details();
+        let info = details.error_info().unwrap();
+        assert_eq!(
+            (info.reason.as_str(), info.domain.as_str()),
+            ("INVALID_FIELD", "muster")
+        );
+        assert_eq!(info.metadata["limit"], "255");
+        let bad = details.bad_request().unwrap();
+        assert_eq!(bad.field_violations[0].field, "name");
+        assert!(details.retry_info().is_some());
+    }
+
+    #[test]
+    fn an_internal_cause_stays_inside() {
+        let status = status(Error::internal("password=hunter2"));
+        assert_eq!(status.code(), Code::Internal);
+        assert!(!format!("{status:?}").contains("hunter2"));
+        assert!(status.get_error_details().request_info().is_some());
+    }
+}

@@ -1,0 +1,144 @@
+//! Which users are live: kept in memory per workspace, brought up to date by epoch.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+};
+
+use muster_domain::user_set::{Tombstones, UserSet};
+use sqlx::PgConnection;
+
+use crate::{Result, Store, Tx, WorkspaceId};
+
+/// Who is live in a workspace at one epoch.
+#[derive(Debug, Default)]
+pub struct Directory {
+    /// The epoch it describes.
+    pub epoch: i64,
+    /// Numbers from 0 to this one, exclusive, have been given out.
+    pub next_user_no: u64,
+    /// The users that are no longer live.
+    pub tombstones: Tombstones,
+}
+
+impl Directory {
+    /// Every live user.
+    pub fn live(&self) -> UserSet {
+        self.tombstones.live(self.next_user_no)
+    }
+}
+
+/// The newest state this process has seen of each workspace's directory.
+#[derive(Debug, Clone, Default)]
+pub struct DirectoryCache(Arc<Mutex<HashMap<WorkspaceId, Arc<Directory>>>>);
+
+impl DirectoryCache {
+    fn get(&self, workspace: WorkspaceId) -> Arc<Directory> {
+        let known = self.0.lock().expect("no panic while locked");
+        known.get(&workspace).cloned().unwrap_or_default()
+    }
+
+    fn put(&self, workspace: WorkspaceId, directory: Arc<Directory>) {
+        let mut known = self.0.lock().expect("no panic while locked");
+        let newest = known.entry(workspace).or_default();
+        if newest.epoch < directory.epoch {
+            *newest = directory;
+        }
+    }
+}
+
+impl Store {
+    /// Begins a read-only transaction together with the directory exactly as it sees it.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn directory_snapshot(
+        &self,
+        name: &'static str,
+        workspace: WorkspaceId,
+    ) -> Result<(Tx, Arc<Directory>)> {
+        let mut tx = self.snapshot(name).await?;
+        let directory = self.directory(&mut tx, workspace).await?;
+        Ok((tx, directory))
+    }
+
+    /// The directory as the connection sees it.
+    ///
+    /// Inside a transaction that reads one snapshot it is the directory of that snapshot; otherwise
+    /// it is the directory of this moment.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn directory(
+        &self,
+        conn: &mut PgConnection,
+        workspace: WorkspaceId,
+    ) -> Result<Arc<Directory>> {
+        // One statement, so that epoch, numbers and tombstones are of one snapshot.
+        let cached = self.directories().get(workspace);
+        let current = load(&mut *conn, workspace, &cached).await?;
+        let directory = match current {
+            Some(directory) => directory,
+            // Another call has brought the cache further than this snapshot reaches.
+            None => load(conn, workspace, &Directory::default())
+                .await?
+                .unwrap_or_default(),
+        };
+        let directory = if directory.epoch == cached.epoch {
+            cached
+        } else {
+            Arc::new(directory)
+        };
+        self.directories().put(workspace, Arc::clone(&directory));
+        Ok(directory)
+    }
+}
+
+/// The directory as the connection sees it, from what was known at an earlier epoch; `None` if that
+/// epoch is later than what the connection sees.
+async fn load(
+    conn: &mut PgConnection,
+    workspace: WorkspaceId,
+    known: &Directory,
+) -> Result<Option<Directory>> {
+    let rows = sqlx::query!(
+        r#"SELECT d.epoch, d.next_user_no, u.user_no AS "user_no?", u.merged_into
+           FROM directory d
+           LEFT JOIN directory_user u
+             ON u.workspace_id = d.workspace_id AND u.epoch > $2 AND u.state <> 1
+           WHERE d.workspace_id = $1
+           ORDER BY u.epoch"#,
+        workspace.0,
+        known.epoch,
+    )
+    .fetch_all(conn)
+    .await?;
+    let Some(first) = rows.first() else {
+        return Ok(Some(Directory::default()));
+    };
+    if first.epoch < known.epoch {
+        return Ok(None);
+    }
+    let mut directory = Directory {
+        epoch: first.epoch,
+        next_user_no: number(first.next_user_no),
+        tombstones: known.tombstones.clone(),
+    };
+    for row in &rows {
+        if let Some(user) = row.user_no {
+            match row.merged_into {
+                Some(into) => directory.tombstones.merge(user_no(user), user_no(into)),
+                None => directory.tombstones.delete(user_no(user)),
+            }
+        }
+    }
+    Ok(Some(directory))
+}
+
+fn number(value: i64) -> u64 {
+    u64::try_from(value).expect("a check constraint keeps it positive")
+}
+
+pub(super) fn user_no(value: i64) -> u32 {
+    u32::try_from(value).expect("a check constraint keeps user numbers below 2³²")
+}

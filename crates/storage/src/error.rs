@@ -1,0 +1,108 @@
+//! What can go wrong in the database, in domain terms.
+
+use std::time::Duration;
+
+use muster_domain::error::{Error as DomainError, Kind};
+
+/// The result of every storage function.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// A refusal in domain terms, or a failure of the database.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A rule was broken.
+    #[error(transparent)]
+    Domain(#[from] DomainError),
+    /// The database refused or failed.
+    #[error(transparent)]
+    Database(#[from] sqlx::Error),
+}
+
+impl From<Error> for DomainError {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Domain(error) => error,
+            Error::Database(error) => classify(error),
+        }
+    }
+}
+
+/// How long a caller should wait before it tries a database that is out of reach again.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// Says what a database failure means to a caller.
+fn classify(error: sqlx::Error) -> DomainError {
+    let code = error
+        .as_database_error()
+        .and_then(|database| database.code())
+        .unwrap_or_default();
+    let (kind, reason, message) = match (&error, code.as_ref()) {
+        // Lock timeout.
+        (_, "55P03") => (
+            Kind::Aborted,
+            "LOCKED",
+            "another change of the same thing is under way; try again",
+        ),
+        // Serialisation failure, deadlock.
+        (_, "40001" | "40P01") => (
+            Kind::Aborted,
+            "CONFLICT",
+            "the operation lost a race; try again",
+        ),
+        // Statement timeout.
+        (_, "57014") => (
+            Kind::Unavailable,
+            "DATABASE_SLOW",
+            "the database took too long; try again",
+        ),
+        // Connection exceptions, insufficient resources (disk full, too many connections), operator
+        // intervention (shutdown, crash), system errors.
+        (_, code)
+            if ["08", "53", "57", "58"]
+                .iter()
+                .any(|class| code.starts_with(class)) =>
+        {
+            UNAVAILABLE
+        }
+        (
+            sqlx::Error::Io(_)
+            | sqlx::Error::Tls(_)
+            | sqlx::Error::Protocol(_)
+            | sqlx::Error::PoolTimedOut
+            | sqlx::Error::PoolClosed
+            | sqlx::Error::WorkerCrashed,
+            _,
+        ) => UNAVAILABLE,
+        _ => return DomainError::internal(error),
+    };
+    let mut unavailable = DomainError::new(kind, reason, message).retry_after(RETRY_AFTER);
+    unavailable.source = Some(error.into());
+    unavailable
+}
+
+const UNAVAILABLE: (Kind, &str, &str) = (
+    Kind::Unavailable,
+    "DATABASE_UNAVAILABLE",
+    "the database is out of reach; nothing was changed",
+);
+
+/// Turns the violation of a named constraint into the error it stands for.
+pub trait OnConstraint<T> {
+    /// If the constraint `name` was violated, fails with `error` instead.
+    fn on_constraint(self, name: &str, error: impl FnOnce() -> DomainError) -> Result<T>;
+}
+
+impl<T> OnConstraint<T> for Result<T, sqlx::Error> {
+    fn on_constraint(self, name: &str, error: impl FnOnce() -> DomainError) -> Result<T> {
+        self.map_err(|cause| {
+            let violated = cause
+                .as_database_error()
+                .and_then(|database| database.constraint());
+            if violated == Some(name) {
+                error().into()
+            } else {
+                cause.into()
+            }
+        })
+    }
+}

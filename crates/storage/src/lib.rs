@@ -1,0 +1,35 @@
+//! All of Muster's SQL: migrations, checked queries and transactions of the one Postgres schema.
+//!
+//! Functions take a connection, do one thing and return domain types; callers compose them in a
+//! transaction from [`Store::begin`]. There are no repositories and no traits. Every statement is
+//! checked at compile time against the descriptions in `.sqlx`; `make prepare` writes them anew.
+//!
+//! Every function of a workspace takes its [`WorkspaceId`] and puts it into every predicate.
+//!
+//! Start with [`Store`], then read the module of the noun you are after; `migrations/` has the
+//! commented schema.
+
+pub mod audit;
+pub mod cohorts;
+pub mod credentials;
+pub mod directory;
+pub mod imports;
+pub mod partners;
+pub mod rejected;
+pub mod requests;
+pub mod versions;
+pub mod workspaces;
+
+mod error;
+mod schema;
+mod store;
+
+pub use error::{Error, OnConstraint, Result};
+pub use store::{Settings, Store, Tx};
+
+/// A connection, inside or outside a transaction.
+pub use sqlx::PgConnection as Connection;
+pub use workspaces::WorkspaceId;
+
+/// A moment, in UTC.
+pub use time::OffsetDateTime as Timestamp;

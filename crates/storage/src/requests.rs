@@ -1,0 +1,135 @@
+//! Idempotency: answers to mutations, by the id that the caller gave the request.
+
+use muster_domain::error::Error;
+use sha2::{Digest as _, Sha256};
+
+use crate::{Result, Store, Tx, WorkspaceId};
+
+/// What makes a call the same call.
+#[derive(Debug, Clone, Copy)]
+pub struct RequestKey<'a> {
+    /// The workspace concerned; `None` for the whole deployment.
+    pub workspace: Option<WorkspaceId>,
+    /// Who calls.
+    pub actor: &'a str,
+    /// The rpc.
+    pub method: &'static str,
+    /// Chosen by the caller; empty means that the call is not to be remembered.
+    pub request_id: &'a str,
+}
+
+/// A mutation that is done for the first time, or has been done.
+#[derive(Debug)]
+pub enum Attempt {
+    /// Do it in this transaction, then [`Mutation::commit`].
+    First(Mutation),
+    /// It was done: the encoded answer of that time.
+    Replay(Vec<u8>),
+}
+
+/// A transaction that remembers the answer to a request.
+#[derive(Debug)]
+pub struct Mutation {
+    /// The transaction to do the work in.
+    pub tx: Tx,
+    remembered: Option<Remembered>,
+}
+
+#[derive(Debug)]
+struct Remembered {
+    workspace_id: i64,
+    actor: String,
+    method: &'static str,
+    request_id: String,
+}
+
+impl Store {
+    /// Begins a mutation, unless the same one was done within 24 hours.
+    ///
+    /// `request` is the encoded request. Of two concurrent calls with one id the second waits for
+    /// the first and gets its answer.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT` on `request_id` if it came with another request before.
+    pub async fn mutation(&self, key: RequestKey<'_>, request: &[u8]) -> Result<Attempt> {
+        let mut tx = self.begin(key.method).await?;
+        if key.request_id.is_empty() {
+            let remembered = None;
+            return Ok(Attempt::First(Mutation { tx, remembered }));
+        }
+        let workspace_id = key.workspace.map_or(0, |id| id.0);
+        let fingerprint = Sha256::digest(request);
+        let inserted = sqlx::query!(
+            "INSERT INTO request_log (workspace_id, actor, method, request_id, fingerprint)
+             VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING",
+            workspace_id,
+            key.actor,
+            key.method,
+            key.request_id,
+            fingerprint.as_slice(),
+        )
+        .execute(&mut *tx)
+        .await?
+        .rows_affected();
+        if inserted == 1 {
+            let remembered = Some(Remembered {
+                workspace_id,
+                actor: key.actor.to_owned(),
+                method: key.method,
+                request_id: key.request_id.to_owned(),
+            });
+            return Ok(Attempt::First(Mutation { tx, remembered }));
+        }
+        let earlier = sqlx::query!(
+            r#"SELECT fingerprint, response AS "response!" FROM request_log
+               WHERE workspace_id = $1 AND actor = $2 AND method = $3 AND request_id = $4"#,
+            workspace_id,
+            key.actor,
+            key.method,
+            key.request_id,
+        )
+        .fetch_one(&mut *tx)
+        .await?;
+        if earlier.fingerprint == fingerprint.as_slice() {
+            Ok(Attempt::Replay(earlier.response))
+        } else {
+            Err(Error::field("request_id", "was used for a different request before").into())
+        }
+    }
+
+    /// Forgets answers older than 24 hours. Returns how many.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn forget_requests(&self) -> Result<u64> {
+        let mut connection = self.connection().await?;
+        let forgotten =
+            sqlx::query!("DELETE FROM request_log WHERE created_at < now() - interval '24 hours'")
+                .execute(&mut *connection)
+                .await?;
+        Ok(forgotten.rows_affected())
+    }
+}
+
+impl Mutation {
+    /// Makes the change durable together with its answer, which must hold no secret.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn commit(mut self, response: &[u8]) -> Result<()> {
+        if let Some(remembered) = &self.remembered {
+            sqlx::query!(
+                "UPDATE request_log SET response = $5
+                 WHERE workspace_id = $1 AND actor = $2 AND method = $3 AND request_id = $4",
+                remembered.workspace_id,
+                remembered.actor,
+                remembered.method,
+                remembered.request_id,
+                response,
+            )
+            .execute(&mut *self.tx)
+            .await?;
+        }
+        self.tx.commit().await
+    }
+}

@@ -1,0 +1,116 @@
+//! The schema version: migrating, and refusing to run on a schema this build does not know.
+
+use std::collections::BTreeMap;
+
+use muster_domain::error::{Error, Kind};
+use sqlx::migrate::{Migrate, Migrator};
+
+use crate::{Result, Store};
+
+static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
+
+impl Store {
+    /// Brings the schema up to the version of this build. Two migrators at once do no harm: one
+    /// waits for the other. Returns the versions it applied.
+    ///
+    /// # Errors
+    /// `FAILED_PRECONDITION` (`SCHEMA_VERSION`) if the schema is newer than this build or an applied
+    /// migration is not the one this build knows.
+    pub async fn migrate(&self) -> Result<Vec<i64>> {
+        let before = self.applied().await?;
+        known(&before)?;
+        let mut connection = self.connection().await?;
+        MIGRATIONS
+            .run_direct(None, &mut *connection, false)
+            .await
+            .map_err(|cause| {
+                let mut error = Error::new(
+                    Kind::FailedPrecondition,
+                    "MIGRATION_FAILED",
+                    format!("the database could not be migrated: {cause}"),
+                );
+                error.source = Some(cause.into());
+                error
+            })?;
+        drop(connection);
+        let after = self.applied().await?;
+        Ok(after
+            .into_keys()
+            .filter(|version| !before.contains_key(version))
+            .collect())
+    }
+
+    /// Makes sure that the schema is the one of this build.
+    ///
+    /// # Errors
+    /// `FAILED_PRECONDITION` (`SCHEMA_VERSION`) with what to do about it.
+    pub async fn check_schema(&self) -> Result<()> {
+        let applied = self.applied().await?;
+        known(&applied)?;
+        let expected = newest();
+        match applied.keys().max() {
+            Some(&found) if found == expected => Ok(()),
+            found => Err(wrong_version(format!(
+                "the database schema is at version {}, this build needs {expected}: run `muster migrate`",
+                found.copied().unwrap_or_default(),
+            ))
+            .into()),
+        }
+    }
+
+    /// Versions and checksums of the migrations that were applied.
+    async fn applied(&self) -> Result<BTreeMap<i64, Vec<u8>>> {
+        let mut connection = self.connection().await?;
+        let migrated = sqlx::query_scalar!(
+            r#"SELECT to_regclass('_sqlx_migrations') IS NOT NULL AS "migrated!""#
+        )
+        .fetch_one(&mut *connection)
+        .await?;
+        if !migrated {
+            return Ok(BTreeMap::new());
+        }
+        let applied = connection
+            .list_applied_migrations("_sqlx_migrations")
+            .await
+            .map_err(Error::internal)?;
+        Ok(applied
+            .into_iter()
+            .map(|migration| (migration.version, migration.checksum.into_owned()))
+            .collect())
+    }
+}
+
+fn newest() -> i64 {
+    MIGRATIONS
+        .iter()
+        .map(|migration| migration.version)
+        .max()
+        .expect("there are migrations")
+}
+
+/// Refuses a schema that a newer or a different build has written.
+fn known(applied: &BTreeMap<i64, Vec<u8>>) -> Result<()> {
+    for (version, checksum) in applied {
+        match MIGRATIONS.iter().find(|known| known.version == *version) {
+            Some(known) if known.checksum.as_ref() == checksum => {}
+            Some(_) => {
+                return Err(wrong_version(format!(
+                    "migration {version} of the database schema is not the one this build knows"
+                ))
+                .into());
+            }
+            None => {
+                return Err(wrong_version(format!(
+                    "the database schema is at version {version}, this build knows up to {}: run a newer build",
+                    newest()
+                ))
+                .into());
+            }
+        }
+    }
+    Ok(())
+}
+
+fn wrong_version(message: String) -> Error {
+    Error::new(Kind::FailedPrecondition, "SCHEMA_VERSION", message)
+}

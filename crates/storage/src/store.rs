@@ -1,0 +1,160 @@
+//! The pool of connections, and transactions that have a name.
+
+use std::{
+    ops::{Deref, DerefMut},
+    str::FromStr,
+    time::{Duration, Instant},
+};
+
+use sqlx::{
+    PgConnection, PgPool, Postgres,
+    pool::PoolConnection,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
+
+use crate::{Result, directory::DirectoryCache};
+
+/// How a server uses the database.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// `postgres://…`
+    pub url: String,
+    /// Most connections held at once.
+    pub max_connections: u32,
+    /// How long a call waits for a free connection before it fails with `UNAVAILABLE`. Callers give
+    /// up after 10 s, so this must be well below.
+    pub acquire_timeout: Duration,
+    /// How long a statement waits for a lock before it fails with `ABORTED`.
+    pub lock_timeout: Duration,
+    /// How long a statement may run before it fails with `UNAVAILABLE`.
+    pub statement_timeout: Duration,
+}
+
+impl Settings {
+    /// The defaults for a database.
+    pub fn new(url: impl Into<String>) -> Self {
+        Self {
+            url: url.into(),
+            max_connections: 20,
+            acquire_timeout: Duration::from_secs(2),
+            lock_timeout: Duration::from_secs(5),
+            statement_timeout: Duration::from_secs(60),
+        }
+    }
+}
+
+/// The database of a deployment; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Store {
+    pool: PgPool,
+    directories: DirectoryCache,
+}
+
+impl Store {
+    /// Prepares the pool; connections are made when they are needed, so a server starts, and says
+    /// what is wrong, also while the database is away.
+    ///
+    /// # Errors
+    /// If the URL is malformed.
+    pub fn connect(settings: &Settings) -> Result<Self> {
+        let millis = |duration: Duration| duration.as_millis().to_string();
+        let options = PgConnectOptions::from_str(&settings.url)?
+            .application_name("muster")
+            .options([
+                ("lock_timeout", millis(settings.lock_timeout)),
+                ("statement_timeout", millis(settings.statement_timeout)),
+                ("idle_in_transaction_session_timeout", "60000".to_owned()),
+            ]);
+        let pool = PgPoolOptions::new()
+            .max_connections(settings.max_connections)
+            .acquire_timeout(settings.acquire_timeout)
+            .connect_lazy_with(options);
+        Ok(Self {
+            pool,
+            directories: DirectoryCache::default(),
+        })
+    }
+
+    /// A connection outside any transaction, for single statements.
+    ///
+    /// # Errors
+    /// `UNAVAILABLE` if none is free in time.
+    pub async fn connection(&self) -> Result<PoolConnection<Postgres>> {
+        Ok(self.pool.acquire().await?)
+    }
+
+    /// Begins a transaction; dropping it rolls back.
+    ///
+    /// # Errors
+    /// `UNAVAILABLE` if no connection is free in time.
+    pub async fn begin(&self, name: &'static str) -> Result<Tx> {
+        Ok(Tx::new(name, self.pool.begin().await?))
+    }
+
+    /// Begins a read-only transaction in which every statement sees one and the same snapshot.
+    ///
+    /// # Errors
+    /// `UNAVAILABLE` if no connection is free in time.
+    pub async fn snapshot(&self, name: &'static str) -> Result<Tx> {
+        let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+        Ok(Tx::new(name, self.pool.begin_with(begin).await?))
+    }
+
+    /// What this process knows of the directories of its workspaces.
+    pub(crate) fn directories(&self) -> &DirectoryCache {
+        &self.directories
+    }
+
+    /// Closes all connections, waiting for those in use.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+}
+
+/// A transaction with a name; dropping it rolls back.
+#[derive(Debug)]
+pub struct Tx {
+    name: &'static str,
+    begun: Instant,
+    inner: sqlx::Transaction<'static, Postgres>,
+}
+
+/// A transaction that takes longer is worth a line in the log.
+const SLOW: Duration = Duration::from_secs(1);
+
+impl Tx {
+    fn new(name: &'static str, inner: sqlx::Transaction<'static, Postgres>) -> Self {
+        Self {
+            name,
+            begun: Instant::now(),
+            inner,
+        }
+    }
+
+    /// Makes the changes durable.
+    ///
+    /// # Errors
+    /// If the database cannot; whether it did is then unknown, as with every database.
+    pub async fn commit(self) -> Result<()> {
+        self.inner.commit().await?;
+        let took = self.begun.elapsed();
+        if took > SLOW {
+            tracing::warn!(transaction = self.name, ?took, "slow transaction");
+        }
+        Ok(())
+    }
+}
+
+impl Deref for Tx {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        &self.inner
+    }
+}
+
+impl DerefMut for Tx {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        &mut self.inner
+    }
+}
