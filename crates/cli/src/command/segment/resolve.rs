@@ -57,7 +57,12 @@ pub(crate) struct ResolveArgs {
     #[arg(long, value_name = "I/N", value_parser = partition)]
     partition: Option<pb::Partition>,
     /// Go on after the batch with this token, without a header line; needs --resolution
-    #[arg(long, value_name = "TOKEN", requires = "resolution")]
+    #[arg(
+        long,
+        value_name = "TOKEN",
+        requires = "resolution",
+        conflicts_with_all = ["segment", "filter"]
+    )]
     resume: Option<String>,
     /// Refuse if a cohort was last published longer ago than this, such as 24h
     #[arg(long, value_name = "DURATION", value_parser = when::duration)]

@@ -4,9 +4,9 @@
 //! separated by `;`). Values are taken byte for byte; nothing is trimmed, because identifiers are
 //! exact. A row that cannot be read is a refused row with its line, never the end of the file.
 
-use std::io::Read;
+use std::io::{self, Read};
 
-use csv::{ByteRecord, ReaderBuilder};
+use csv::{ByteRecord, ReaderBuilder, Terminator};
 use muster_proto::users::v1::{Alias, UserRecord};
 
 /// What a column holds.
@@ -30,7 +30,7 @@ pub(super) struct Row {
 /// Reads rows until the file ends; an item is an error only if reading itself failed.
 #[derive(Debug)]
 pub(super) struct UserReader<R> {
-    csv: csv::Reader<R>,
+    csv: csv::Reader<Terminated<R>>,
     fields: Vec<Field>,
     record: ByteRecord,
 }
@@ -44,8 +44,11 @@ impl<R: Read> UserReader<R> {
         let mut csv = ReaderBuilder::new()
             .has_headers(false)
             .flexible(true)
+            // Lines are counted by their ends, so a row has to end with its line feed, not with the
+            // carriage return before it, which is taken off the last value instead.
+            .terminator(Terminator::Any(b'\n'))
             .buffer_capacity(256 * 1024)
-            .from_reader(source);
+            .from_reader(Terminated::new(source));
         let mut record = ByteRecord::new();
         match csv.read_byte_record(&mut record) {
             Ok(true) => {}
@@ -82,6 +85,11 @@ impl<R: Read> UserReader<R> {
             if *field == Field::Ignored || value.is_empty() {
                 continue;
             }
+            let value = if index + 1 == self.fields.len() {
+                value.strip_suffix(b"\r").unwrap_or(value)
+            } else {
+                value
+            };
             let value = std::str::from_utf8(value)
                 .map_err(|_| format!("column {} is not valid UTF-8", index + 1))?;
             match field {
@@ -132,20 +140,28 @@ impl<R: Read> Iterator for UserReader<R> {
     type Item = Result<Row, String>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        match self.csv.read_byte_record(&mut self.record) {
-            Ok(true) => {}
-            Ok(false) => return None,
-            Err(error) => return Some(Err(error.to_string())),
+        loop {
+            match self.csv.read_byte_record(&mut self.record) {
+                Ok(true) => {}
+                Ok(false) => return None,
+                Err(error) => return Some(Err(error.to_string())),
+            }
+            // The csv crate passes over empty lines; with a carriage return they are as empty.
+            if self.record.len() != 1 || &self.record[0] != b"\r" {
+                break;
+            }
         }
-        // Line breaks are control characters, which no identifier may have. So a field with some is
-        // a mistake, and nearly always a quote that was never closed and swallowed rows.
         let breaks = self.record.as_slice().iter().filter(|b| **b == b'\n');
         let breaks = breaks.count() as u64;
-        let line = first_line(&self.csv, &self.record);
+        let ends = self.csv.position().line() - 1;
+        // A row that nothing terminates has an open quote, and the last line feed is within it.
+        let lines = breaks + u64::from(!self.csv.get_ref().exhausted);
+        let line = ends + 1 - lines;
+        // Line breaks are control characters, which no identifier may have. So a field with some is
+        // a mistake, and nearly always a quote that was never closed and swallowed rows.
         let user = if breaks > 0 {
             Err(format!(
-                "a quoted field runs over {} lines: is a closing quote missing?",
-                breaks + 1
+                "a quoted field runs over {lines} lines: is a closing quote missing?"
             ))
         } else {
             self.user()
@@ -154,13 +170,90 @@ impl<R: Read> Iterator for UserReader<R> {
     }
 }
 
-fn first_line<R: Read>(_csv: &csv::Reader<R>, record: &ByteRecord) -> u64 {
-    record.position().map_or(0, csv::Position::line)
+/// Ends the last line of a file if it is not ended, so that lines can be counted by their ends.
+#[derive(Debug)]
+struct Terminated<R> {
+    source: R,
+    last: u8,
+    /// The end of the file has been read; then a row that comes is one that nothing terminates.
+    exhausted: bool,
+}
+
+impl<R> Terminated<R> {
+    fn new(source: R) -> Self {
+        Self {
+            source,
+            last: b'\n',
+            exhausted: false,
+        }
+    }
+}
+
+impl<R: Read> Read for Terminated<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.source.read(buffer)?;
+        if count > 0 {
+            self.last = buffer[count - 1];
+            return Ok(count);
+        }
+        if self.last == b'\n' || buffer.is_empty() {
+            self.exhausted = !buffer.is_empty();
+            return Ok(0);
+        }
+        self.last = b'\n';
+        buffer[0] = b'\n';
+        Ok(1)
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    /// Hands out a few bytes at a time, so that every boundary falls everywhere.
+    struct Trickle<'a>(&'a [u8], usize);
+
+    impl Read for Trickle<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let count = self.1.min(buffer.len());
+            self.0.read(&mut buffer[..count])
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_row_knows_its_line(
+            rows in proptest::collection::vec(
+                prop_oneof![Just(""), Just("u"), Just("\"u\""), Just("u,x"), Just("\"a\nb\"")],
+                0..12,
+            ),
+            end in prop_oneof![Just("\n"), Just("\r\n")],
+            last_line_ends: bool,
+            open_quote: bool,
+            step in 1..9_usize,
+        ) {
+            let mut text = format!("external_id{end}");
+            let mut expected = Vec::new();
+            let mut line = 2;
+            let open = if open_quote { vec!["\"open"] } else { vec![] };
+            for row in rows.iter().chain(&open) {
+                if !row.is_empty() {
+                    expected.push(line);
+                }
+                text.push_str(row);
+                text.push_str(end);
+                line += 1 + row.matches('\n').count() as u64;
+            }
+            if !last_line_ends {
+                text.truncate(text.len() - end.len());
+            }
+            let reader = UserReader::new(Trickle(text.as_bytes(), step), false).unwrap();
+            let rows: Vec<Row> = reader.collect::<Result<_, _>>().unwrap();
+            prop_assert_eq!(lines(&rows), expected);
+        }
+    }
 
     fn read(text: impl AsRef<[u8]>) -> Vec<Row> {
         let reader = UserReader::new(text.as_ref(), false).unwrap();
@@ -217,7 +310,11 @@ mod tests {
         let rows = read("external_id\nu1\n\"u2\nu3\nu4\n");
         assert_eq!(lines(&rows), [2, 3]);
         let error = rows[1].user.clone().unwrap_err();
-        assert!(error.contains("4 lines"), "{error}");
+        assert!(error.contains("3 lines"), "{error}");
+        let rows = read("external_id\r\n\"a\r\nb\"\r\nu2");
+        assert_eq!(lines(&rows), [2, 4]);
+        assert!(rows[0].user.clone().unwrap_err().contains("2 lines"));
+        assert_eq!(rows[1].user.as_ref().unwrap().external_id, "u2");
     }
 
     #[test]
