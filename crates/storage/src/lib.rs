@@ -21,7 +21,7 @@ pub mod versions;
 pub mod workspaces;
 
 mod error;
-mod schema;
+pub mod schema;
 mod store;
 
 pub use error::{Error, OnConstraint, Result};

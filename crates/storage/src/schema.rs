@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use muster_domain::error::{Error, Kind};
-use sqlx::migrate::{Migrate, Migrator};
+use sqlx::{
+    Connection as _, PgConnection,
+    migrate::{Migrate, Migrator},
+};
 
 use crate::{Result, Store};
 
@@ -113,4 +116,27 @@ fn known(applied: &BTreeMap<i64, Vec<u8>>) -> Result<()> {
 
 fn wrong_version(message: String) -> Error {
     Error::new(Kind::FailedPrecondition, "SCHEMA_VERSION", message)
+}
+
+/// Name of the database in a private cluster.
+pub const DATABASE: &str = "muster";
+
+/// Creates the database [`DATABASE`] in a cluster unless it is there; `maintenance` is the URL of
+/// any other database of the cluster.
+///
+/// # Errors
+/// If the cluster is out of reach.
+pub async fn create_database(maintenance: &str) -> Result<()> {
+    let mut connection = PgConnection::connect(maintenance).await?;
+    let exists = sqlx::query_scalar!(
+        r#"SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1) AS "exists!""#,
+        DATABASE,
+    )
+    .fetch_one(&mut connection)
+    .await?;
+    if !exists {
+        sqlx::raw_sql("CREATE DATABASE muster").execute(&mut connection).await?;
+    }
+    connection.close().await?;
+    Ok(())
 }

@@ -1,0 +1,201 @@
+//! `muster serve`: some of the servers, on a database that `muster migrate` has prepared.
+
+use std::{collections::BTreeSet, net::SocketAddr, num::NonZeroU32};
+
+use muster_storage::Store;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    database::{Database, DatabaseArgs},
+    deployment::{self, Failure, Listeners, Server, Settings},
+    error::{CliError, Result},
+    global::Global,
+    output::{self, remark},
+    signals::Signals,
+};
+
+/// Which servers to run.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Serve {
+    /// The servers; the gRPC ones share a listener
+    #[arg(required = true, value_name = "SERVER")]
+    servers: Vec<Server>,
+    #[command(flatten)]
+    database: DatabaseArgs,
+    #[command(flatten)]
+    serving: ServingArgs,
+}
+
+/// How to serve.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ServingArgs {
+    /// Address of the gRPC services [default: 127.0.0.1:7410, or a free port if that is taken]
+    #[arg(long, env = "MUSTER_GRPC_LISTEN", value_name = "ADDRESS", hide_env_values = true)]
+    grpc_listen: Option<SocketAddr>,
+    /// Address of the REST contract [default: 127.0.0.1:7411, or a free port if that is taken]
+    #[arg(long, env = "MUSTER_REST_LISTEN", value_name = "ADDRESS", hide_env_values = true)]
+    rest_listen: Option<SocketAddr>,
+    /// URL under which partners reach the REST contract [default: where it listens]
+    #[arg(long, env = "MUSTER_REST_PUBLIC_URL", value_name = "URL", hide_env_values = true)]
+    rest_public_url: Option<String>,
+    /// REST requests an hour that one key may make
+    #[arg(
+        long,
+        env = "MUSTER_REST_REQUESTS_PER_HOUR",
+        value_name = "N",
+        default_value = "250000",
+        hide_env_values = true
+    )]
+    rest_requests_per_hour: NonZeroU32,
+    /// How long an import may rest before it expires
+    #[arg(
+        long,
+        env = "MUSTER_IMPORT_EXPIRY",
+        value_name = "DURATION",
+        default_value = "24h",
+        value_parser = crate::when::duration,
+        hide_env_values = true
+    )]
+    import_expiry: std::time::Duration,
+    /// How long a resolution is kept
+    #[arg(
+        long,
+        env = "MUSTER_RESOLUTION_RETENTION",
+        value_name = "DURATION",
+        default_value = "7d",
+        value_parser = crate::when::duration,
+        hide_env_values = true
+    )]
+    resolution_retention: std::time::Duration,
+    /// How long open calls may go on once Muster was told to stop
+    #[arg(
+        long,
+        env = "MUSTER_GRACE",
+        value_name = "DURATION",
+        default_value = "10s",
+        value_parser = crate::when::duration,
+        hide_env_values = true
+    )]
+    grace: std::time::Duration,
+    /// Serve gRPC reflection
+    #[arg(long, env = "MUSTER_REFLECTION", hide_env_values = true)]
+    reflection: bool,
+}
+
+const GRPC_PORT: u16 = 7410;
+const REST_PORT: u16 = 7411;
+
+impl ServingArgs {
+    /// The settings of a process that serves these.
+    pub(crate) fn settings(&self, servers: BTreeSet<Server>) -> Settings {
+        let defaults = Settings::default();
+        Settings {
+            servers,
+            reflection: self.reflection,
+            rest_public_url: self.rest_public_url.clone(),
+            rest_requests_per_hour: self.rest_requests_per_hour,
+            ingest: muster_ingest::Settings {
+                import_expiry: self.import_expiry,
+                ..defaults.ingest
+            },
+            resolution_retention: self.resolution_retention,
+            grace: self.grace,
+            bridge_upstream: None,
+        }
+    }
+
+    /// Binds what these servers listen on.
+    pub(crate) async fn bind(&self, servers: &BTreeSet<Server>) -> Result<Listeners> {
+        let grpc = servers.iter().any(|server| *server != Server::Bridge);
+        let rest = servers.contains(&Server::Bridge);
+        Ok(Listeners {
+            grpc: match grpc {
+                true => Some(bind(self.grpc_listen, GRPC_PORT).await?),
+                false => None,
+            },
+            rest: match rest {
+                true => Some(bind(self.rest_listen, REST_PORT).await?),
+                false => None,
+            },
+        })
+    }
+}
+
+async fn bind(address: Option<SocketAddr>, default_port: u16) -> Result<TcpListener> {
+    let failed = |address: SocketAddr, error: std::io::Error| {
+        CliError::Failed(format!("cannot listen on {address}: {error}"))
+    };
+    if let Some(address) = address {
+        let listener = TcpListener::bind(address).await;
+        return listener.map_err(|error| failed(address, error));
+    }
+    let usual = SocketAddr::from(([127, 0, 0, 1], default_port));
+    if let Ok(listener) = TcpListener::bind(usual).await {
+        return Ok(listener);
+    }
+    remark(&format!("port {default_port} is taken; using a free one"));
+    let free = SocketAddr::from(([127, 0, 0, 1], 0));
+    let listener = TcpListener::bind(free).await;
+    listener.map_err(|error| failed(free, error))
+}
+
+impl Serve {
+    pub(crate) async fn run(self, global: &Global) -> Result<()> {
+        muster_service::telemetry::init();
+        let mut signals = Signals::listen()?;
+        let servers: BTreeSet<Server> = self.servers.iter().copied().collect();
+        let mut settings = self.serving.settings(servers.clone());
+        // The bridge needs no database.
+        let mut database = None;
+        if servers != BTreeSet::from([Server::Bridge]) {
+            let opened = Database::open(&self.database, global).await?;
+            opened.store.check_schema().await?;
+            database = Some(opened);
+        } else {
+            settings.bridge_upstream = Some(global.endpoint().map_err(CliError::from)?);
+        }
+        let listeners = self.serving.bind(&servers).await?;
+        output::ready(global.output, listeners.grpc_url(), listeners.rest_url(), None)?;
+        let shutdown = CancellationToken::new();
+        let store = database.as_ref().map(|database| database.store.clone());
+        let ended = serve(settings, store, listeners, &mut signals, &mut database, &shutdown).await;
+        if let Some(database) = database {
+            database.close().await?;
+        }
+        ended
+    }
+}
+
+/// Runs servers until a signal asks them to end, or something they need is gone for good.
+pub(crate) async fn serve(
+    settings: Settings,
+    store: Option<Store>,
+    listeners: Listeners,
+    signals: &mut Signals,
+    database: &mut Option<Database>,
+    shutdown: &CancellationToken,
+) -> Result<()> {
+    let mut running = std::pin::pin!(deployment::run(settings, store, listeners, shutdown.clone()));
+    let database_failed = async {
+        match database {
+            Some(database) => database.failed().await,
+            None => std::future::pending().await,
+        }
+    };
+    let told = tokio::select! {
+        ended = &mut running => return ended.map_err(failed),
+        () = signals.next() => Ok(()),
+        error = database_failed => Err(error),
+    };
+    tracing::info!("stopping; a second signal does not wait");
+    shutdown.cancel();
+    tokio::select! {
+        ended = running => told.and(ended.map_err(failed)),
+        () = signals.next() => Err(CliError::Failed("stopped without waiting".to_owned())),
+    }
+}
+
+fn failed(failure: Failure) -> CliError {
+    CliError::Failed(failure.to_string())
+}

@@ -1,0 +1,217 @@
+//! The servers of a deployment, composed into one process.
+//!
+//! [`Servers`] says which; [`run`] runs them until they are told to stop or one of them dies, which
+//! takes the others down with it: a process that serves half of what it should is worse than one
+//! that is restarted. The four gRPC servers share a listener but know nothing of each other, and
+//! the bridge goes through a gRPC client also here.
+
+use std::{collections::BTreeSet, io, net::SocketAddr, time::Duration};
+
+use muster_client::Connection;
+use muster_service::server::{Services, Settings as GrpcSettings};
+use muster_storage::Store;
+use tokio::{net::TcpListener, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+
+/// One of the servers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+pub enum Server {
+    /// Data import keys, workspaces, partners, tokens, audit.
+    Keys,
+    /// The user directory.
+    Users,
+    /// Cohorts and imports.
+    Ingest,
+    /// Segments and audiences.
+    Segments,
+    /// The partner-facing REST contract.
+    Bridge,
+}
+
+impl Server {
+    /// All of them.
+    pub const ALL: [Self; 5] = [
+        Self::Keys,
+        Self::Users,
+        Self::Ingest,
+        Self::Segments,
+        Self::Bridge,
+    ];
+}
+
+/// What a process serves, and how.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Which servers.
+    pub servers: BTreeSet<Server>,
+    /// Whether to serve gRPC reflection.
+    pub reflection: bool,
+    /// URL under which partners reach the REST contract; `None` for where it listens.
+    pub rest_public_url: Option<String>,
+    /// URL of the gRPC services that the bridge calls; `None` for this process.
+    pub bridge_upstream: Option<String>,
+    /// Requests an hour that one partner may send for one workspace over REST.
+    pub rest_requests_per_hour: u32,
+    /// How the ingest server treats imports.
+    pub ingest: muster_ingest::Settings,
+    /// How long a resolution is kept.
+    pub resolution_retention: Duration,
+    /// How long open calls may go on after the shutdown began.
+    pub grace: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            servers: BTreeSet::from(Server::ALL),
+            reflection: false,
+            rest_public_url: None,
+            bridge_upstream: None,
+            rest_requests_per_hour: 250_000,
+            ingest: muster_ingest::Settings::default(),
+            resolution_retention: Duration::from_secs(7 * 24 * 60 * 60),
+            grace: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Listeners, bound before anything is served so that a taken port is told at once.
+#[derive(Debug, Default)]
+pub struct Listeners {
+    /// For the gRPC services, if any are served.
+    pub grpc: Option<TcpListener>,
+    /// For the REST contract, if it is served.
+    pub rest: Option<TcpListener>,
+}
+
+impl Listeners {
+    /// The URL of the gRPC services.
+    pub fn grpc_url(&self) -> Option<String> {
+        url(self.grpc.as_ref())
+    }
+
+    /// The URL of the REST contract.
+    pub fn rest_url(&self) -> Option<String> {
+        url(self.rest.as_ref())
+    }
+}
+
+fn url(listener: Option<&TcpListener>) -> Option<String> {
+    let address: SocketAddr = listener?.local_addr().ok()?;
+    Some(format!("http://{address}"))
+}
+
+/// Why a deployment ended before it was told to.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// A task ended although nobody asked it to.
+    #[error("the {0} ended by itself")]
+    Ended(&'static str),
+    /// A listener failed.
+    #[error("the {0} failed: {1}")]
+    Failed(&'static str, String),
+    /// A task panicked.
+    #[error("a task panicked: {0}")]
+    Panicked(String),
+}
+
+type Task = (&'static str, Result<(), String>);
+
+/// Runs servers until `shutdown`, then until they have ended or their grace period is over.
+///
+/// # Errors
+/// If a server, or a task beside it, ends before the shutdown.
+pub async fn run(
+    settings: Settings,
+    store: Option<Store>,
+    listeners: Listeners,
+    shutdown: CancellationToken,
+) -> Result<(), Failure> {
+    let mut tasks: JoinSet<Task> = JoinSet::new();
+    let own_grpc = listeners.grpc_url();
+    let rest_public_url = settings.rest_public_url.clone();
+    let rest_public_url = rest_public_url.or_else(|| listeners.rest_url());
+    if let (Some(listener), Some(store)) = (listeners.grpc, store) {
+        spawn_grpc(
+            &mut tasks,
+            &settings,
+            store,
+            listener,
+            rest_public_url.unwrap_or_default(),
+            &shutdown,
+        );
+    }
+    if let Some(listener) = listeners.rest {
+        let upstream = settings.bridge_upstream.clone().or(own_grpc);
+        let bridge = bridge(&settings, upstream, listener, shutdown.clone());
+        tasks.spawn(async move { ("REST bridge", bridge.await.map_err(|e| e.to_string())) });
+    }
+    while let Some(ended) = tasks.join_next().await {
+        let failure = match ended {
+            Ok((_, Ok(()))) if shutdown.is_cancelled() => continue,
+            Ok((name, Ok(()))) => Failure::Ended(name),
+            Ok((name, Err(error))) => Failure::Failed(name, error),
+            Err(error) => Failure::Panicked(error.to_string()),
+        };
+        shutdown.cancel();
+        while tasks.join_next().await.is_some() {}
+        return Err(failure);
+    }
+    Ok(())
+}
+
+fn spawn_grpc(
+    tasks: &mut JoinSet<Task>,
+    settings: &Settings,
+    store: Store,
+    listener: TcpListener,
+    rest_public_url: String,
+    shutdown: &CancellationToken,
+) {
+    let serves = |server| settings.servers.contains(&server);
+    let mut services = Services::default();
+    if serves(Server::Keys) {
+        let keys = muster_keys::Settings { rest_public_url };
+        muster_keys::register(&mut services, store.clone(), keys);
+        let (store, stop) = (store.clone(), shutdown.clone());
+        tasks.spawn(async move {
+            muster_keys::housekeeping(store, stop).await;
+            ("keys housekeeping", Ok(()))
+        });
+    }
+    if serves(Server::Users) {
+        muster_users::register(&mut services, store.clone(), shutdown.clone());
+    }
+    if serves(Server::Ingest) {
+        let ingest = settings.ingest.clone();
+        muster_ingest::register(&mut services, store.clone(), ingest.clone(), shutdown.clone());
+        let (store, stop) = (store.clone(), shutdown.clone());
+        tasks.spawn(async move {
+            muster_ingest::housekeeping(store, ingest, stop).await;
+            ("ingest housekeeping", Ok(()))
+        });
+    }
+    if serves(Server::Segments) {
+        let segments = muster_segments::Settings {
+            resolution_retention: settings.resolution_retention,
+            ..Default::default()
+        };
+        muster_segments::register(&mut services, store.clone(), segments, shutdown.clone());
+        let (store, stop) = (store.clone(), shutdown.clone());
+        tasks.spawn(async move {
+            muster_segments::housekeeping(store, stop).await;
+            ("segments housekeeping", Ok(()))
+        });
+    }
+    let grpc = GrpcSettings {
+        reflection: settings.reflection,
+        grace: settings.grace,
+        ..GrpcSettings::default()
+    };
+    let stop = shutdown.clone();
+    tasks.spawn(async move {
+        let descriptors = muster_proto::FILE_DESCRIPTOR_SET;
+        let served = services.serve(listener, store, &grpc, descriptors, stop).await;
+        ("gRPC server", served.map_err(|error| error.to_string()))
+    });
+}
