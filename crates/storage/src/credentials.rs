@@ -264,8 +264,28 @@ pub async fn revoke(conn: &mut PgConnection, kind: Kind, id: Uuid) -> Result<boo
     Ok(done.rows_affected() == 1)
 }
 
-/// Records that another credential takes the place of one, which is accepted until `expires_at` or
-/// its own expiry, whichever is earlier.
+/// As [`find`], and keeps the credential from changing until the transaction ends.
+///
+/// # Errors
+/// If the database fails.
+pub async fn lock(conn: &mut PgConnection, kind: Kind, id: Uuid) -> Result<Option<Credential>> {
+    let locked = sqlx::query_scalar!(
+        "SELECT credential_id FROM credential WHERE kind = $1 AND credential_id = $2
+         FOR NO KEY UPDATE",
+        code(kind),
+        id,
+    )
+    .fetch_optional(&mut *conn)
+    .await?;
+    // Read only now, so that a change this had to wait for is seen.
+    match locked {
+        Some(id) => find(conn, kind, id).await,
+        None => Ok(None),
+    }
+}
+
+/// Records that another credential takes the place of one, which is accepted for another `overlap`
+/// (whole microseconds) or until its own expiry, whichever is earlier.
 ///
 /// # Errors
 /// If the database fails.
@@ -274,15 +294,17 @@ pub async fn replace(
     kind: Kind,
     id: Uuid,
     by: Uuid,
-    expires_at: Timestamp,
+    overlap: time::Duration,
 ) -> Result<()> {
+    // By the clock of the database, which also decides whether a credential has expired.
     sqlx::query!(
-        "UPDATE credential SET replaced_by = $3, expires_at = least(expires_at, $4)
+        "UPDATE credential
+         SET replaced_by = $3, expires_at = least(expires_at, clock_timestamp() + $4::interval)
          WHERE kind = $1 AND credential_id = $2",
         code(kind),
         id,
         by,
-        expires_at,
+        overlap as _,
     )
     .execute(conn)
     .await?;
@@ -334,13 +356,20 @@ pub async fn is_active(conn: &mut PgConnection, id: Uuid) -> Result<bool> {
 
 /// Notes that a credential was used, at most once a minute.
 ///
+/// Skips a credential that a transaction is holding: a call must not wait for an import that is
+/// being published with the same key, only to say that it was here.
+///
 /// # Errors
 /// If the database fails.
 pub async fn touch(conn: &mut PgConnection, id: Uuid) -> Result<()> {
     sqlx::query!(
         "UPDATE credential SET last_used_at = now()
-         WHERE credential_id = $1
-           AND (last_used_at IS NULL OR last_used_at < now() - interval '1 minute')",
+         WHERE credential_id = (
+             SELECT credential_id FROM credential
+             WHERE credential_id = $1
+               AND (last_used_at IS NULL OR last_used_at < now() - interval '1 minute')
+             FOR NO KEY UPDATE SKIP LOCKED
+         )",
         id,
     )
     .execute(conn)
