@@ -22,15 +22,20 @@ pub struct Part {
     pub bytes: Vec<u8>,
 }
 
+/// The number of the part that holds a user.
+pub fn part_of(user: u32) -> u32 {
+    user >> PART_BITS
+}
+
 /// Cuts a set into its non-empty parts, by number.
 pub fn split(set: &UserSet) -> Vec<Part> {
     let (Some(min), Some(max)) = (set.min(), set.max()) else {
         return Vec::new();
     };
-    if min >> PART_BITS == max >> PART_BITS {
+    if part_of(min) == part_of(max) {
         return vec![part(set.clone())];
     }
-    (min >> PART_BITS..=max >> PART_BITS)
+    (part_of(min)..=part_of(max))
         .filter_map(|number| {
             let first = number << PART_BITS;
             let last = first | ((1 << PART_BITS) - 1);
@@ -47,7 +52,7 @@ pub fn split(set: &UserSet) -> Vec<Part> {
 fn part(mut users: UserSet) -> Part {
     users.optimize();
     Part {
-        number: users.min().map_or(0, |first| first >> PART_BITS),
+        number: users.min().map_or(0, part_of),
         bytes: to_bytes(&users),
     }
 }
@@ -191,7 +196,7 @@ mod tests {
             let mut joined = UserSet::new();
             for part in split(&set) {
                 let users = from_bytes(&part.bytes).unwrap();
-                prop_assert!(users.iter().all(|user| user >> PART_BITS == part.number));
+                prop_assert!(users.iter().all(|user| part_of(user) == part.number));
                 prop_assert!(joined.is_disjoint(&users));
                 joined |= users;
             }

@@ -3,6 +3,8 @@
 use muster_domain::error::{Error, Result};
 use muster_storage::Timestamp;
 
+pub use prost_types::FieldMask;
+
 /// A moment on the wire.
 pub fn to_wire(moment: Timestamp) -> prost_types::Timestamp {
     prost_types::Timestamp {

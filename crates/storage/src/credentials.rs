@@ -354,7 +354,8 @@ pub async fn is_active(conn: &mut PgConnection, id: Uuid) -> Result<bool> {
     Ok(active.unwrap_or(false))
 }
 
-/// Notes that a credential was used, at most once a minute.
+/// Notes that a credential was used, at most once a minute. Does not wait for a transaction that
+/// holds the credential: that one notes it as well.
 ///
 /// Skips a credential that a transaction is holding: a call must not wait for an import that is
 /// being published with the same key, only to say that it was here.

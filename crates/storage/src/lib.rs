@@ -10,10 +10,14 @@
 //! commented schema.
 
 pub mod audit;
+pub mod cohorts;
 pub mod credentials;
 pub mod directory;
+pub mod imports;
 pub mod partners;
+pub mod rejected;
 pub mod requests;
+pub mod versions;
 pub mod workspaces;
 
 mod error;

@@ -1,0 +1,157 @@
+//! Imports as things to look at and decide about.
+
+use muster_domain::error::{Error, FieldContext as _, Kind, Result};
+use muster_service::{Caller, Page};
+use muster_storage::{
+    Connection, Timestamp, Tx, WorkspaceId,
+    cohorts::CohortKey,
+    imports::{self, Import, Selection, State},
+    rejected::{self, Rejected},
+};
+
+use crate::{Ingest, cohorts, open::finished, session::Published};
+
+/// Rejected identifiers on a page if the caller does not say.
+pub(crate) const DEFAULT_REJECTED: i64 = 1_000;
+
+/// Most rejected identifiers on a page.
+pub(crate) const MAX_REJECTED: i64 = 10_000;
+
+impl Ingest {
+    /// An import that the caller may see.
+    pub(crate) async fn import(
+        &self,
+        caller: &Caller,
+        workspace: WorkspaceId,
+        id: &str,
+    ) -> Result<Import> {
+        let mut connection = self.store.connection().await?;
+        let found = imports::find(&mut connection, workspace, id).await?;
+        visible(caller, id, found)
+    }
+
+    /// A page of imports and the token of the next one.
+    pub(crate) async fn imports(
+        &self,
+        workspace: WorkspaceId,
+        partner: Option<&str>,
+        cohort_id: &str,
+        state: Option<State>,
+        page: &Page<(i128, String)>,
+    ) -> Result<(Vec<Import>, String)> {
+        let mut connection = self.store.connection().await?;
+        let cohort = match (partner, cohort_id) {
+            (_, "") => None,
+            (None, _) => return Err(Error::field("partner", "is required with cohort_id")),
+            (Some(partner), partner_cohort_id) => {
+                let key = CohortKey {
+                    partner,
+                    partner_cohort_id,
+                };
+                Some(cohorts::find(&mut connection, workspace, key).await?.id)
+            }
+        };
+        let selection = Selection {
+            partner,
+            cohort,
+            state,
+        };
+        let before = match &page.after {
+            None => None,
+            Some((nanos, id)) => {
+                let moment = Timestamp::from_unix_timestamp_nanos(*nanos);
+                let moment = moment.map_err(|_| Error::field("", "is out of range"));
+                Some((moment.field("page_token")?, id.as_str()))
+            }
+        };
+        let limit = page.limit();
+        let mut found = imports::list(&mut connection, workspace, selection, before, limit).await?;
+        let next = page.cut(&mut found, |last| {
+            (last.created_at.unix_timestamp_nanos(), last.id.clone())
+        });
+        Ok((found, next))
+    }
+
+    /// A page of the identifiers of an import that had no effect.
+    pub(crate) async fn rejected(
+        &self,
+        caller: &Caller,
+        workspace: WorkspaceId,
+        id: &str,
+        page: &Page<u64>,
+    ) -> Result<(Vec<Rejected>, String)> {
+        let mut connection = self.store.connection().await?;
+        let found = imports::find(&mut connection, workspace, id).await?;
+        visible(caller, id, found)?;
+        let from = page.after.map_or(0, |last| last + 1);
+        let limit = usize::try_from(page.limit()).expect("a page size is small and positive");
+        let mut found = rejected::list(&mut connection, workspace, id, from, limit).await?;
+        let next = page.cut(&mut found, |last| last.position);
+        Ok((found, next))
+    }
+
+    /// Publishes a replacement that awaits confirmation, in a transaction of the caller's. Returns
+    /// `None` if the cohort has changed since the preview.
+    pub(crate) async fn confirm_import(
+        &self,
+        tx: &mut Tx,
+        caller: &Caller,
+        workspace: WorkspaceId,
+        id: &str,
+    ) -> Result<Option<Published>> {
+        let import = lock(tx, caller, workspace, id).await?;
+        if import.state == State::AwaitingConfirmation {
+            return self.confirm(tx, caller, workspace, &import).await;
+        }
+        Err(Error::new(
+            Kind::FailedPrecondition,
+            "IMPORT_NOT_AWAITING_CONFIRMATION",
+            format!("import {id:?} does not await confirmation"),
+        ))
+    }
+
+    /// Ends an import without publishing it.
+    pub(crate) async fn abort_import(
+        &self,
+        tx: &mut Tx,
+        caller: &Caller,
+        workspace: WorkspaceId,
+        id: &str,
+    ) -> Result<Import> {
+        let import = lock(tx, caller, workspace, id).await?;
+        match import.state {
+            State::Open | State::AwaitingConfirmation => {
+                imports::set_aborted(tx, workspace, id).await?;
+            }
+            State::Aborted => {}
+            State::Committed | State::Expired => return Err(finished(&import)),
+        }
+        Ok(imports::lock(tx, workspace, id).await?)
+    }
+}
+
+/// The reason why a confirmation was refused although the import awaits it.
+pub(crate) fn preview_outdated() -> Error {
+    Error::new(
+        Kind::FailedPrecondition,
+        "PREVIEW_OUTDATED",
+        "the cohort has changed since the preview; look at the new one and confirm again",
+    )
+}
+
+async fn lock(
+    conn: &mut Connection,
+    caller: &Caller,
+    workspace: WorkspaceId,
+    id: &str,
+) -> Result<Import> {
+    let locked = imports::lock(conn, workspace, id).await?;
+    visible(caller, id, Some(locked))
+}
+
+/// Another partner's import answers like one that does not exist.
+fn visible(caller: &Caller, id: &str, found: Option<Import>) -> Result<Import> {
+    found
+        .filter(|import| caller.sees_partner(&import.partner))
+        .ok_or_else(|| Error::not_found("import", id))
+}

@@ -1,0 +1,180 @@
+//! Identifiers of an import that had no effect, with their position; not capped.
+
+use muster_domain::{
+    error::Error,
+    identifier::{Identifier, IdentifierKind, IdentifierRef},
+    import::{Effect, MAX_BATCH_IDENTIFIERS},
+};
+use sqlx::PgConnection;
+
+use crate::{Result, WorkspaceId};
+
+/// Why an identifier had no effect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(i16)]
+pub enum Reason {
+    /// No user has it.
+    Unknown = 1,
+    /// It is a device of an identified user.
+    DeviceOfIdentifiedUser = 2,
+    /// It is malformed.
+    Invalid = 3,
+}
+
+impl Reason {
+    fn from_code(code: i16) -> Option<Self> {
+        [Self::Unknown, Self::DeviceOfIdentifiedUser, Self::Invalid]
+            .into_iter()
+            .find(|reason| *reason as i16 == code)
+    }
+}
+
+/// An identifier that had no effect, to be stored.
+#[derive(Debug, Clone, Copy)]
+pub struct Rejection<'a> {
+    /// Position in the upload, from 0.
+    pub position: u64,
+    /// Why.
+    pub reason: Reason,
+    /// What it should have done.
+    pub effect: Effect,
+    /// As it was sent.
+    pub identifier: IdentifierRef<'a>,
+}
+
+/// An identifier that had no effect.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rejected {
+    /// Position in the upload, from 0.
+    pub position: u64,
+    /// Why.
+    pub reason: Reason,
+    /// What it should have done.
+    pub effect: Effect,
+    /// As it was sent; `None` if it was erased since with its user.
+    pub identifier: Option<Identifier>,
+}
+
+/// Stores the rejected identifiers of a batch, by position.
+///
+/// # Errors
+/// If the database fails.
+pub async fn insert(
+    conn: &mut PgConnection,
+    workspace: WorkspaceId,
+    import_id: &str,
+    first_offset: u64,
+    rejected: &[Rejection<'_>],
+) -> Result<()> {
+    if rejected.is_empty() {
+        return Ok(());
+    }
+    let positions: Vec<i64> = rejected.iter().map(|r| to_sql(r.position)).collect();
+    let reasons: Vec<i16> = rejected.iter().map(|r| r.reason as i16).collect();
+    let effects: Vec<i16> = rejected.iter().map(|r| r.effect.code().into()).collect();
+    let kinds: Vec<i16> = rejected
+        .iter()
+        .map(|r| r.identifier.kind.code().into())
+        .collect();
+    let labels: Vec<&[u8]> = rejected
+        .iter()
+        .map(|r| r.identifier.label.as_bytes())
+        .collect();
+    let ids: Vec<&[u8]> = rejected
+        .iter()
+        .map(|r| r.identifier.id.as_bytes())
+        .collect();
+    sqlx::query!(
+        "INSERT INTO import_rejected (workspace_id, import_id, first_offset, positions, reasons,
+                                      effects, kinds, labels, ids)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+        workspace.0,
+        import_id,
+        to_sql(first_offset),
+        &positions,
+        &reasons,
+        &effects,
+        &kinds,
+        &labels as &[&[u8]],
+        &ids as &[&[u8]],
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Up to `limit` rejected identifiers of an import at or after a position.
+///
+/// # Errors
+/// If the database fails.
+pub async fn list(
+    conn: &mut PgConnection,
+    workspace: WorkspaceId,
+    import_id: &str,
+    from_position: u64,
+    limit: usize,
+) -> Result<Vec<Rejected>> {
+    let mut rejected = Vec::new();
+    // The row that holds a position begins at most one batch before it.
+    let batch = MAX_BATCH_IDENTIFIERS as u64;
+    let mut from_offset = to_sql((from_position + 1).saturating_sub(batch));
+    while rejected.len() < limit {
+        let row = sqlx::query!(
+            r#"SELECT first_offset, positions, reasons, effects, kinds,
+                      labels AS "labels: Vec<Option<Vec<u8>>>", ids AS "ids: Vec<Option<Vec<u8>>>"
+               FROM import_rejected
+               WHERE workspace_id = $1 AND import_id = $2 AND first_offset >= $3
+               ORDER BY first_offset LIMIT 1"#,
+            workspace.0,
+            import_id,
+            from_offset,
+        )
+        .fetch_optional(&mut *conn)
+        .await?;
+        let Some(row) = row else { break };
+        from_offset = row.first_offset + 1;
+        let (labels, ids) = (row.labels.into_iter(), row.ids.into_iter());
+        let columns = row.positions.into_iter().zip(row.reasons).zip(row.effects);
+        for ((((position, reason), effect), kind), (label, id)) in
+            columns.zip(row.kinds).zip(labels.zip(ids))
+        {
+            let position = u64::try_from(position).map_err(Error::internal)?;
+            if position >= from_position && rejected.len() < limit {
+                rejected.push(Rejected {
+                    position,
+                    reason: Reason::from_code(reason).ok_or_else(damaged)?,
+                    effect: code(effect, Effect::from_code)?,
+                    identifier: identifier(kind, label, id)?,
+                });
+            }
+        }
+    }
+    Ok(rejected)
+}
+
+fn identifier(
+    kind: i16,
+    label: Option<Vec<u8>>,
+    id: Option<Vec<u8>>,
+) -> Result<Option<Identifier>> {
+    let Some(id) = id else { return Ok(None) };
+    let text = |bytes| String::from_utf8(bytes).map_err(Error::internal);
+    Ok(Some(Identifier {
+        kind: code(kind, IdentifierKind::from_code)?,
+        label: text(label.unwrap_or_default())?,
+        id: text(id)?,
+    }))
+}
+
+fn code<T>(code: i16, parse: impl Fn(u8) -> Option<T>) -> Result<T> {
+    let value = u8::try_from(code).ok().and_then(parse);
+    Ok(value.ok_or_else(damaged)?)
+}
+
+fn damaged() -> Error {
+    Error::internal("damaged row of rejected identifiers")
+}
+
+fn to_sql(position: u64) -> i64 {
+    i64::try_from(position).expect("nobody sends 2⁶³ identifiers")
+}
