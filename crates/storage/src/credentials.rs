@@ -357,9 +357,6 @@ pub async fn is_active(conn: &mut PgConnection, id: Uuid) -> Result<bool> {
 /// Notes that a credential was used, at most once a minute. Does not wait for a transaction that
 /// holds the credential: that one notes it as well.
 ///
-/// Skips a credential that a transaction is holding: a call must not wait for an import that is
-/// being published with the same key, only to say that it was here.
-///
 /// # Errors
 /// If the database fails.
 pub async fn touch(conn: &mut PgConnection, id: Uuid) -> Result<()> {
