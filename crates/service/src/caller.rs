@@ -10,6 +10,7 @@ use http::{HeaderMap, Request as HttpRequest, Response as HttpResponse};
 use muster_domain::{
     credential::{Kind as CredentialKind, Secret},
     error::{Error, Kind, Result},
+    name,
 };
 use muster_storage::{
     Store, WorkspaceId,
@@ -63,6 +64,8 @@ impl Caller {
             Some((id, own)) if slug.is_empty() || slug == own => Ok(*id),
             Some(_) => Err(Error::not_found("workspace", slug)),
             None if slug.is_empty() => Err(Error::field("workspace", "must not be empty")),
+            // Postgres would refuse some of what is no slug, such as a NUL, as a broken query.
+            None if name::check_slug(slug).is_err() => Err(Error::not_found("workspace", slug)),
             None => {
                 let mut connection = store.connection().await?;
                 let found = workspaces::find(&mut connection, slug).await?;
@@ -157,6 +160,9 @@ where
     }
 
     fn call(&mut self, mut request: HttpRequest<Body>) -> Self::Future {
+        if is_open(request.uri().path()) {
+            return Box::pin(self.inner.call(request));
+        }
         // The service that was polled ready is the one to call.
         let next = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, next);
@@ -171,6 +177,13 @@ where
             }
         })
     }
+}
+
+/// Whether anybody may call it: probes and tools have no credential, and learn no secret there.
+fn is_open(path: &str) -> bool {
+    ["/grpc.health.v1.", "/grpc.reflection.v1."]
+        .iter()
+        .any(|package| path.starts_with(package))
 }
 
 async fn admit(store: &Store, rpc: &str, headers: &HeaderMap) -> Result<Caller> {

@@ -34,7 +34,7 @@ pub fn status(error: Error) -> Status {
         .collect();
     details.set_error_info(error.reason, ERROR_DOMAIN, metadata);
     for violation in &error.fields {
-        details.add_bad_request_violation(&violation.field, &violation.description);
+        details.add_bad_request_violation(&violation.field, shorten(&violation.description));
     }
     if let Some(wait) = error.retry_after {
         details.set_retry_info(Some(wait));
@@ -48,7 +48,19 @@ pub fn status(error: Error) -> Status {
         }
         details.set_request_info(request_id, "");
     }
-    Status::with_error_details(code(error.kind), error.message.as_ref(), details)
+    Status::with_error_details(code(error.kind), shorten(&error.message), details)
+}
+
+/// Longest text of an error, in bytes.
+const MAX_TEXT_BYTES: usize = 1_024;
+
+/// Cuts a text that repeats something long of the request: a status travels in headers, and clients
+/// refuse more than 16 KiB of them.
+fn shorten(text: &str) -> String {
+    if text.len() <= MAX_TEXT_BYTES {
+        return text.to_owned();
+    }
+    format!("{}…", &text[..text.floor_char_boundary(MAX_TEXT_BYTES)])
 }
 
 /// What reading the next message of a client's stream failed with.
@@ -125,6 +137,13 @@ mod tests {
         let bad = details.bad_request().unwrap();
         assert_eq!(bad.field_violations[0].field, "name");
         assert!(details.retry_info().is_some());
+    }
+
+    #[test]
+    fn a_long_text_is_cut_between_characters() {
+        let status = status(Error::not_found("workspace", "é".repeat(60_000)));
+        assert!(status.message().len() < 1_100);
+        assert!(status.message().ends_with("é…"));
     }
 
     #[test]

@@ -264,8 +264,28 @@ pub async fn revoke(conn: &mut PgConnection, kind: Kind, id: Uuid) -> Result<boo
     Ok(done.rows_affected() == 1)
 }
 
-/// Records that another credential takes the place of one, which is accepted until `expires_at` or
-/// its own expiry, whichever is earlier.
+/// As [`find`], and keeps the credential from changing until the transaction ends.
+///
+/// # Errors
+/// If the database fails.
+pub async fn lock(conn: &mut PgConnection, kind: Kind, id: Uuid) -> Result<Option<Credential>> {
+    let locked = sqlx::query_scalar!(
+        "SELECT credential_id FROM credential WHERE kind = $1 AND credential_id = $2
+         FOR NO KEY UPDATE",
+        code(kind),
+        id,
+    )
+    .fetch_optional(&mut *conn)
+    .await?;
+    // Read only now, so that a change this had to wait for is seen.
+    match locked {
+        Some(id) => find(conn, kind, id).await,
+        None => Ok(None),
+    }
+}
+
+/// Records that another credential takes the place of one, which is accepted for another `overlap`
+/// (whole microseconds) or until its own expiry, whichever is earlier.
 ///
 /// # Errors
 /// If the database fails.
@@ -274,15 +294,17 @@ pub async fn replace(
     kind: Kind,
     id: Uuid,
     by: Uuid,
-    expires_at: Timestamp,
+    overlap: time::Duration,
 ) -> Result<()> {
+    // By the clock of the database, which also decides whether a credential has expired.
     sqlx::query!(
-        "UPDATE credential SET replaced_by = $3, expires_at = least(expires_at, $4)
+        "UPDATE credential
+         SET replaced_by = $3, expires_at = least(expires_at, clock_timestamp() + $4::interval)
          WHERE kind = $1 AND credential_id = $2",
         code(kind),
         id,
         by,
-        expires_at,
+        overlap as _,
     )
     .execute(conn)
     .await?;

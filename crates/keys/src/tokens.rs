@@ -1,0 +1,96 @@
+//! Service tokens: the credentials of internal callers.
+
+use std::collections::BTreeSet;
+
+use muster_domain::{
+    credential::Kind,
+    error::{Error, Kind as ErrorKind, Result},
+};
+use muster_service::{
+    Caller, Page,
+    authorization::{Scope, Scopes},
+};
+use muster_storage::{Connection, Timestamp, Tx, WorkspaceId, credentials::Credential};
+use uuid::Uuid;
+
+use crate::{
+    access,
+    credential::{self, Grant, Issued},
+};
+
+/// A token to create.
+#[derive(Debug)]
+pub(crate) struct NewToken {
+    pub(crate) label: String,
+    pub(crate) scopes: Scopes,
+    pub(crate) expires_at: Option<Timestamp>,
+}
+
+/// Creates a token for one workspace, or for all of them.
+///
+/// # Errors
+/// `PERMISSION_DENIED` (`SCOPE_NOT_HELD`, `WORKSPACE_BOUND`) if the caller has not itself what the
+/// token would give.
+pub(crate) async fn create(
+    tx: &mut Tx,
+    caller: &Caller,
+    workspace: Option<WorkspaceId>,
+    new: &NewToken,
+) -> Result<Issued> {
+    if workspace.is_none() {
+        access::whole_deployment(caller)?;
+    }
+    if !caller.scopes.cover(&new.scopes) {
+        let held = names(&caller.scopes).join(", ");
+        return Err(Error::new(
+            ErrorKind::PermissionDenied,
+            "SCOPE_NOT_HELD",
+            format!("nobody can grant more than they hold, which here is {held}"),
+        ));
+    }
+    let grant = Grant {
+        kind: Kind::ServiceToken,
+        workspace,
+        partner: None,
+        scopes: &names(&new.scopes),
+        label: &new.label,
+        expires_at: new.expires_at,
+    };
+    credential::issue(tx, &caller.actor, grant).await
+}
+
+/// A page of tokens, newest first: of one workspace, or of the whole deployment.
+///
+/// # Errors
+/// If the database fails.
+pub(crate) async fn list(
+    conn: &mut Connection,
+    workspace: Option<WorkspaceId>,
+    page: &Page<Uuid>,
+) -> Result<(Vec<Credential>, String)> {
+    credential::list(conn, Kind::ServiceToken, workspace, None, page).await
+}
+
+/// Revokes a token that the caller may see, unless it was revoked before.
+///
+/// # Errors
+/// `NOT_FOUND`.
+pub(crate) async fn revoke(tx: &mut Tx, caller: &Caller, token_id: &str) -> Result<Credential> {
+    let token = credential::find(tx, Kind::ServiceToken, token_id, |token| {
+        let of = token.workspace.as_ref().map(|(id, _)| *id);
+        access::own(caller).is_none_or(|own| of == Some(own))
+    })
+    .await?;
+    credential::revoke(tx, &caller.actor, token).await
+}
+
+/// Scopes as they are stored: each once, in the order of the table.
+fn names(scopes: &Scopes) -> Vec<String> {
+    match scopes {
+        Scopes::All => vec!["*".to_owned()],
+        Scopes::Only(scopes) => {
+            let distinct: BTreeSet<Scope> = scopes.iter().copied().collect();
+            distinct.iter().map(Scope::to_string).collect()
+        }
+    }
+}
