@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::{
     endpoints::Endpoints,
-    error::{CliError, Result},
+    error::{CliError, Result, is_transport},
     global::Global,
     output::Output,
 };
@@ -46,11 +46,16 @@ impl Session {
         let credential = Credential::bearer(&token).map_err(|_| {
             CliError::Usage("the token has characters that no token has".to_owned())
         })?;
-        let connection = Connection::new(&endpoint, Some(credential)).map_err(|_| {
+        let not_a_url = || {
             CliError::Usage(format!(
                 "--endpoint {endpoint:?} is not a URL such as http://127.0.0.1:7410"
             ))
-        })?;
+        };
+        // Without a scheme it would pass for a URL, and each call would fail in an obscure way.
+        if !endpoint.starts_with("http://") && !endpoint.starts_with("https://") {
+            return Err(not_a_url());
+        }
+        let connection = Connection::new(&endpoint, Some(credential)).map_err(|_| not_a_url())?;
         Ok(Self {
             connection,
             output: Output::new(global.output),
@@ -77,8 +82,9 @@ impl Session {
         }
     }
 
-    /// Calls, and again a few times if the server is unavailable. `attempt` must send the same
-    /// request each time, with the same `request_id`: then a lost answer does no harm.
+    /// Calls, and again a few times if the server is unavailable or the connection breaks. `attempt`
+    /// must send the same request each time, with the same `request_id`: then a lost answer does no
+    /// harm.
     pub(crate) async fn call<T>(
         &self,
         mut attempt: impl AsyncFnMut() -> Result<Response<T>, Status>,
@@ -90,7 +96,7 @@ impl Session {
                 Err(status) => status,
             };
             match waits.next() {
-                Some(wait) if status.code() == Code::Unavailable => {
+                Some(wait) if status.code() == Code::Unavailable || is_transport(&status) => {
                     let asked = status.get_details_retry_info().and_then(|i| i.retry_delay);
                     tokio::time::sleep(asked.unwrap_or(wait).min(MAX_RETRY_WAIT)).await;
                 }

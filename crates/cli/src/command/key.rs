@@ -98,7 +98,7 @@ async fn create(
         .call(async || client.create_key(request.clone()).await)
         .await?;
     let key = required(created.key)?;
-    session.output.show_secret(&key, &created.secret)
+    session.output.show_secret(&key, &created.secret, &[])
 }
 
 async fn list(session: &Session, partner: String, limit: Limit) -> Result<()> {
@@ -176,7 +176,8 @@ async fn rotate(session: &Session, name: KeyName, overlap: Option<Duration>) -> 
         .await?;
     let key = required(rotated.key)?;
     let replaced = required(rotated.replaced_key)?.json();
-    session.output.show_secret(&key, &rotated.secret)?;
+    let more = [("replaced_key", replaced.clone())];
+    session.output.show_secret(&key, &rotated.secret, &more)?;
     if !session.output.is_json() {
         remark(&format!(
             "the old key {} is accepted until {}",

@@ -169,7 +169,7 @@ async fn create_key(session: &Session, partner: String, label: String) -> Result
         .call(async || client.create_partner_api_key(request.clone()).await)
         .await?;
     let key = required(created.key)?;
-    session.output.show_secret(&key, &created.secret)
+    session.output.show_secret(&key, &created.secret, &[])
 }
 
 async fn list_keys(session: &Session, partner: String, limit: Limit) -> Result<()> {

@@ -77,7 +77,7 @@ async fn create(session: &Session, request: pb::CreateServiceTokenRequest) -> Re
         .call(async || client.create_service_token(request.clone()).await)
         .await?;
     let token = required(created.token)?;
-    session.output.show_secret(&token, &created.secret)
+    session.output.show_secret(&token, &created.secret, &[])
 }
 
 async fn list(session: &Session, workspace: String, limit: Limit) -> Result<()> {

@@ -62,18 +62,27 @@ impl Output {
         }
     }
 
-    /// Prints a thing that was just created with its secret, which nobody can ask for again.
+    /// Prints a thing that was just created with its secret, which nobody can ask for again; `more`
+    /// are fields that only the JSON has.
     ///
     /// # Errors
     /// If there is no secret: the server has answered the same request before, and that answer got
     /// lost.
-    pub(crate) fn show_secret<N: Noun>(self, noun: &N, secret: &str) -> Result<()> {
+    pub(crate) fn show_secret<N: Noun>(
+        self,
+        noun: &N,
+        secret: &str,
+        more: &[(&str, Value)],
+    ) -> Result<()> {
         let mut json = noun.json();
         if self.is_json() {
             json["secret"] = match secret {
                 "" => Value::Null,
                 secret => secret.into(),
             };
+            for (name, value) in more {
+                json[*name] = value.clone();
+            }
             self.json(&json)?;
         } else {
             let mut text = table::details(N::COLUMNS, &json);

@@ -180,7 +180,7 @@ fn workspace_or_all(value: &Value) -> String {
 fn aliases(value: &Value) -> String {
     let aliases = value.as_array().into_iter().flatten();
     let aliases: Vec<_> = aliases
-        .map(|alias| format!("{}={}", text(alias, "label"), text(alias, "name")))
+        .map(|alias| format!("alias:{}={}", text(alias, "label"), text(alias, "name")))
         .collect();
     aliases.join(", ")
 }

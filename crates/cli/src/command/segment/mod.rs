@@ -16,7 +16,8 @@ use crate::{
     session::{Session, request_id},
 };
 
-/// The verbs of `muster segment`.
+/// The verbs of `muster segment`; those without a description have it, at length, at their
+/// arguments.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Segment {
     /// Save a filter under a name
@@ -65,7 +66,6 @@ pub(crate) enum Segment {
         )]
         consistency_token: String,
     },
-    /// Stream the users of a segment, a filter or a kept resolution; safe to pipe
     Resolve(resolve::ResolveArgs),
     /// List kept resolutions, newest first
     Resolutions {
@@ -75,9 +75,7 @@ pub(crate) enum Segment {
         #[command(flatten)]
         limit: Limit,
     },
-    /// Compare two resolutions: who entered, who left
     Diff(diff::DiffArgs),
-    /// Say whether one user is in a segment or filter, and why
     Check(check::CheckArgs),
 }
 

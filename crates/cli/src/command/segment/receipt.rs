@@ -19,6 +19,8 @@ pub(super) struct Receipt {
     /// digest of all of them cannot be checked here.
     began_in_the_middle: bool,
     complete: bool,
+    /// What came breaks the contract.
+    spoiled: bool,
 }
 
 /// What a message was.
@@ -52,6 +54,11 @@ impl Receipt {
         self.header.as_ref()?.resolution.as_ref()
     }
 
+    /// Whether what came breaks the contract; then nothing is gained by going on.
+    pub(super) fn is_spoiled(&self) -> bool {
+        self.spoiled
+    }
+
     /// Where a further stream has to go on; empty for the start.
     pub(super) fn resume_token(&self) -> &str {
         &self.resume_token
@@ -82,14 +89,16 @@ impl Receipt {
     /// # Errors
     /// Says how it breaks the contract; the audience must not be used then.
     pub(super) fn accept(&mut self, response: pb::ResolveSegmentResponse) -> Result<Step, String> {
-        match response.message {
+        let step = match response.message {
             _ if self.complete => Err("a message came after the end".to_owned()),
             None => Err("an empty message came".to_owned()),
             Some(Message::Header(header)) => self.accept_header(header).map(|()| Step::Header),
             Some(_) if self.header.is_none() => Err("the stream has no header".to_owned()),
             Some(Message::Batch(batch)) => self.accept_batch(batch).map(Step::Users),
             Some(Message::End(end)) => self.accept_end(&end).map(|()| Step::End),
-        }
+        };
+        self.spoiled |= step.is_err();
+        step
     }
 
     fn accept_header(&mut self, header: pb::AudienceHeader) -> Result<(), String> {

@@ -103,6 +103,8 @@ enum Stop {
     Broken(CliError),
     /// Going on is of no use.
     Final(CliError),
+    /// Standard output took only a part of what came.
+    Unwritten(CliError),
 }
 
 /// Runs the command.
@@ -125,6 +127,8 @@ pub(super) async fn run(session: &Session, args: ResolveArgs) -> Result<()> {
         match stream(session, request, &mut receipt, &mut writer).await {
             Stop::Complete => break Ok(()),
             Stop::Final(error) => break Err(error),
+            // Nobody knows where in a batch the output ended, so there is no place to go on from.
+            Stop::Unwritten(error) => return Err(error),
             Stop::Broken(error) => {
                 fruitless = if receipt.received() > before {
                     1
@@ -138,10 +142,8 @@ pub(super) async fn run(session: &Session, args: ResolveArgs) -> Result<()> {
         }
         tokio::time::sleep(FIRST_WAIT * 2_u32.pow(fruitless - 1)).await;
     };
-    let result = result.and_then(|()| writer.flush());
-    if !matches!(result, Err(CliError::OutputClosed)) {
-        summarize(session, &receipt);
-    }
+    writer.flush()?;
+    summarize(session, &receipt);
     result
 }
 
@@ -221,7 +223,7 @@ async fn stream(
                 let written = targeted.try_for_each(|user| writer.write(None, user));
                 // Whoever reads has every user up to the resume token that is kept.
                 if let Err(error) = written.and_then(|()| writer.flush()) {
-                    return Stop::Final(error);
+                    return Stop::Unwritten(error);
                 }
             }
             Ok(Step::End) => return Stop::Complete,
@@ -240,13 +242,15 @@ fn summarize(session: &Session, receipt: &Receipt) {
     };
     let printed = receipt.received() - receipt.withheld();
     let id = &resolution.resolution_id;
+    let resume_token =
+        Some(receipt.resume_token()).filter(|token| !token.is_empty() && !receipt.is_spoiled());
     if session.output.is_json() {
         let summary = json!({
             "complete": receipt.is_complete(),
             "digest_verified": receipt.is_verified(),
             "printed": printed,
             "withheld": receipt.withheld(),
-            "resume_token": receipt.resume_token(),
+            "resume_token": resume_token,
             "resolution": resolution.json(),
         });
         return remark(&summary.to_string());
@@ -264,10 +268,9 @@ fn summarize(session: &Session, receipt: &Receipt) {
         "resolution {id}: {} users{withheld}; {state}",
         grouped(&printed)
     ));
-    if !receipt.is_complete() && !receipt.resume_token().is_empty() {
+    if let Some(token) = resume_token.filter(|_| !receipt.is_complete()) {
         remark(&format!(
-            "to go on: muster segment resolve --resolution {id} --resume {}",
-            receipt.resume_token()
+            "to go on: muster segment resolve --resolution {id} --resume {token}"
         ));
     }
 }

@@ -70,6 +70,8 @@ struct Report {
     refused_count: u64,
     refused: Vec<Refused>,
     consistency_token: String,
+    /// Whether that is every row of the file.
+    complete: bool,
     /// Rows that a table does not show are only counted.
     #[serde(skip)]
     keep_all: bool,
@@ -132,11 +134,12 @@ impl Report {
         self.consistency_token = answer.consistency_token;
         let mut refused = batch.unreadable;
         for result in answer.refused {
-            let line = usize::try_from(result.index)
-                .ok()
-                .and_then(|index| batch.lines.get(index));
+            let index = usize::try_from(result.index).ok();
+            let line = index.and_then(|index| batch.lines.get(index)).copied();
             refused.push(Refused {
-                line: line.copied().unwrap_or(0),
+                line: line.ok_or_else(|| {
+                    CliError::Failed("the server refused a user that was not sent".to_owned())
+                })?,
                 outcome: json::message("muster.users.v1.UserResult", &result)["outcome"].clone(),
                 detail: result.detail,
             });
@@ -235,27 +238,33 @@ pub(super) async fn run(session: &Session, args: ImportArgs) -> Result<()> {
     // Ends the reader where it waits for room that will not come.
     drop(waiting);
     drop(progress);
-    if let Err(error) = exchanged {
-        remark(&format!(
-            "{} rows were accounted for before the error; running the import again is safe",
-            grouped(&report.rows)
-        ));
-        return Err(error);
-    }
-    let rest = reading
-        .await
-        .map_err(|error| failed(error.to_string()))?
-        .map_err(failed);
-    let (rest, broken) = match rest {
-        Ok(rest) => (rest, None),
-        Err(error) => (Vec::new(), Some(error)),
+    let read = match exchanged {
+        Ok(()) => reading
+            .await
+            .map_err(|_| failed("reading it failed".to_owned()))
+            .and_then(|rest| rest.map_err(failed)),
+        Err(error) => Err(error),
     };
-    report.add_unreadable(rest);
-    print(session, &report, started)?;
-    match broken {
-        Some(error) => Err(error),
-        None if report.refused_count > 0 => Err(CliError::Partial),
-        None => Ok(()),
+    match read {
+        Ok(rest) => {
+            report.add_unreadable(rest);
+            report.complete = true;
+            print(session, &report, started)?;
+            if report.refused_count > 0 {
+                return Err(CliError::Partial);
+            }
+            Ok(())
+        }
+        Err(error) => {
+            // What was written stays written, so it has to be told as well.
+            if report.rows > 0 {
+                print(session, &report, started)?;
+                if !session.output.is_json() {
+                    remark("the import is incomplete; running it again is safe");
+                }
+            }
+            Err(error)
+        }
     }
 }
 

@@ -19,7 +19,6 @@ const MAX_ENTRIES: usize = 1_000;
 /// The verbs of `muster users`.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Users {
-    /// Write users from a CSV file
     Import(import::ImportArgs),
     /// Find one user
     Find {
