@@ -5,8 +5,9 @@
 //! that is restarted. The four gRPC servers share a listener but know nothing of each other, and
 //! the bridge goes through a gRPC client also here.
 
-use std::{collections::BTreeSet, io, net::SocketAddr, time::Duration};
+use std::{collections::BTreeSet, io, net::SocketAddr, num::NonZeroU32, time::Duration};
 
+use muster_bridge::rest::RestSettings;
 use muster_client::Connection;
 use muster_service::server::{Services, Settings as GrpcSettings};
 use muster_storage::Store;
@@ -51,7 +52,7 @@ pub struct Settings {
     /// URL of the gRPC services that the bridge calls; `None` for this process.
     pub bridge_upstream: Option<String>,
     /// Requests an hour that one partner may send for one workspace over REST.
-    pub rest_requests_per_hour: u32,
+    pub rest_requests_per_hour: NonZeroU32,
     /// How the ingest server treats imports.
     pub ingest: muster_ingest::Settings,
     /// How long a resolution is kept.
@@ -67,7 +68,7 @@ impl Default for Settings {
             reflection: false,
             rest_public_url: None,
             bridge_upstream: None,
-            rest_requests_per_hour: 250_000,
+            rest_requests_per_hour: const { NonZeroU32::new(250_000).expect("it is not 0") },
             ingest: muster_ingest::Settings::default(),
             resolution_retention: Duration::from_secs(7 * 24 * 60 * 60),
             grace: Duration::from_secs(10),
@@ -143,7 +144,7 @@ pub async fn run(
     }
     if let Some(listener) = listeners.rest {
         let upstream = settings.bridge_upstream.clone().or(own_grpc);
-        let bridge = bridge(&settings, upstream, listener, shutdown.clone());
+        let bridge = serve_bridge(settings, upstream, listener, shutdown.clone());
         tasks.spawn(async move { ("REST bridge", bridge.await.map_err(|e| e.to_string())) });
     }
     while let Some(ended) = tasks.join_next().await {
@@ -214,4 +215,20 @@ fn spawn_grpc(
         let served = services.serve(listener, store, &grpc, descriptors, stop).await;
         ("gRPC server", served.map_err(|error| error.to_string()))
     });
+}
+
+async fn serve_bridge(
+    settings: Settings,
+    upstream: Option<String>,
+    listener: TcpListener,
+    shutdown: CancellationToken,
+) -> io::Result<()> {
+    let upstream = upstream.ok_or_else(|| io::Error::other("no gRPC endpoint to call"))?;
+    let connection = Connection::new(&upstream, None).map_err(io::Error::other)?;
+    let rest = RestSettings {
+        requests_per_hour: settings.rest_requests_per_hour,
+        drain_timeout: settings.grace,
+        ..RestSettings::new(connection)
+    };
+    muster_bridge::rest::serve(listener, rest, shutdown).await
 }

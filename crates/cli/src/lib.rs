@@ -14,6 +14,8 @@ use std::{ffi::OsString, process::ExitCode};
 use clap::Parser;
 
 mod command;
+mod database;
+pub mod deployment;
 pub mod endpoints;
 mod error;
 mod global;
@@ -21,6 +23,7 @@ mod identifier;
 mod output;
 mod page;
 mod session;
+mod signals;
 mod when;
 
 /// Self-hosted cohort import and audience service.

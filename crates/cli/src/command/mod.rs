@@ -7,18 +7,29 @@ use crate::{error::Result, global::Global, session::Session};
 
 mod audit;
 mod cohort;
+mod export;
 mod import;
 mod integration;
 mod key;
+mod migrate;
 mod partner;
 mod segment;
+mod serve;
 mod token;
+mod up;
 mod users;
 mod workspace;
 
 /// What to do.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
+    /// Run everything in one process, on a private Postgres
+    Up(Box<up::Up>),
+    /// Run some of the servers, on a database that is migrated
+    Serve(Box<serve::Serve>),
+    /// Bring the database schema up to the version of this build
+    Migrate(migrate::Migrate),
+    Export(export::Export),
     /// Create and list workspaces, the tenants of a deployment
     #[command(subcommand)]
     Workspace(workspace::Workspace),
@@ -55,6 +66,10 @@ impl Command {
     /// Does it.
     pub(crate) async fn run(self, global: &Global) -> Result<()> {
         match self {
+            Self::Up(command) => command.run(global).await,
+            Self::Serve(command) => command.run(global).await,
+            Self::Migrate(command) => command.run(global).await,
+            Self::Export(command) => command.run(global).await,
             Self::Workspace(command) => command.run(&Session::open(global)?).await,
             Self::Partner(command) => command.run(&Session::open(global)?).await,
             Self::Key(command) => command.run(&Session::open(global)?).await,

@@ -8,9 +8,12 @@ mod nouns;
 pub(crate) mod progress;
 mod table;
 
-use std::io::{self, BufWriter, StdoutLock, Write};
+use std::{
+    io::{self, BufWriter, StdoutLock, Write},
+    path::Path,
+};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::error::{CliError, Result};
 
@@ -129,6 +132,49 @@ impl Output {
         out.flush()?;
         Ok(())
     }
+}
+
+/// Says that servers are ready, and where they listen.
+pub(crate) fn ready(
+    format: Format,
+    grpc: Option<String>,
+    rest: Option<String>,
+    operator_token_file: Option<&Path>,
+) -> Result<()> {
+    let output = Output::new(format);
+    if output.is_json() {
+        return output.text(&format!(
+            "{}\n",
+            json!({
+                "state": "ready",
+                "grpc": grpc,
+                "rest": rest,
+                "operator_token_file": operator_token_file,
+            })
+        ));
+    }
+    let mut line = "Muster is ready:".to_owned();
+    for (what, url) in [("gRPC", grpc), ("REST", rest)] {
+        if let Some(url) = url {
+            line.push_str(&format!(" {what} {url},"));
+        }
+    }
+    if let Some(file) = operator_token_file {
+        line.push_str(&format!(" operator token in {},", file.display()));
+    }
+    output.text(&format!("{}\n", line.trim_end_matches(',')))
+}
+
+/// Says which steps a migration applied.
+pub(crate) fn migrated(format: Format, versions: &[i64]) -> Result<()> {
+    let output = Output::new(format);
+    if output.is_json() {
+        return output.json(&json!({ "applied": versions }));
+    }
+    output.text(&match versions {
+        [] => "the schema is up to date\n".to_owned(),
+        versions => format!("applied the migrations {versions:?}\n"),
+    })
 }
 
 /// Standard output for long streams.

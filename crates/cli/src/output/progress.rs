@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use super::{Output, grouped, remark};
 
@@ -15,6 +15,8 @@ const LINE_INTERVAL: Duration = Duration::from_secs(5);
 /// Progress of a command that works through a file.
 #[derive(Debug)]
 pub(crate) struct Progress {
+    /// Which file, where there are several.
+    name: String,
     what: &'static str,
     started: Instant,
     form: Form,
@@ -39,16 +41,41 @@ impl Progress {
             Form::Lines { last: started }
         };
         Self {
+            name: String::new(),
             what,
             started,
             form,
         }
     }
 
+    /// Begins one of several that run side by side.
+    pub(crate) fn among(
+        bars: &MultiProgress,
+        output: Output,
+        name: &str,
+        what: &'static str,
+    ) -> Self {
+        let mut progress = Self::start(output, what, None);
+        if let Form::Bar(single) = &progress.form {
+            single.finish_and_clear();
+            progress.form = Form::Bar(bars.add(bar(Some(0))));
+        }
+        progress.name = format!("{name}: ");
+        progress
+    }
+
+    /// Says how large the file is, once that is known.
+    pub(crate) fn set_total(&mut self, bytes: u64) {
+        if let Form::Bar(bar) = &self.form {
+            bar.set_length(bytes);
+        }
+    }
+
     /// Says how many are done, and how many bytes of the file that took.
     pub(crate) fn update(&mut self, done: u64, bytes: u64) {
         let text = format!(
-            "{} {} ({}/s)",
+            "{}{} {} ({}/s)",
+            self.name,
             grouped(&done),
             self.what,
             grouped(&rate(done, self.started.elapsed()))
