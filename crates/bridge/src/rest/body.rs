@@ -161,11 +161,18 @@ impl Changes {
                     return Err(Problem::TooManyIdentifiers);
                 }
                 if let Err(error) = identifier.as_ref().check() {
-                    self.minor.push(MinorProblem {
-                        index,
-                        field: format!("{key}[{position}]"),
-                        message: error.to_string(),
-                    });
+                    for wrong in error.fields {
+                        let part = match wrong.field.as_str() {
+                            "alias.label" => ".alias_label",
+                            "alias.name" => ".alias_name",
+                            _ => "",
+                        };
+                        self.minor.push(MinorProblem {
+                            index,
+                            field: format!("{key}[{position}]{part}"),
+                            message: wrong.description,
+                        });
+                    }
                 }
                 self.list.push((effect, identifier));
             }

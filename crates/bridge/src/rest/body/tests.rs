@@ -142,12 +142,13 @@ fn an_invalid_identifier_is_named_and_sent_all_the_same() {
         .collect();
     assert_eq!(
         minor,
-        [(1, "user_ids[1]"), (1, "user_ids[2]"), (1, "aliases[0]")]
+        [
+            (1, "user_ids[1]"),
+            (1, "user_ids[2]"),
+            (1, "aliases[0].alias_name")
+        ]
     );
-    assert_eq!(
-        call.minor[2].message,
-        "alias.name: must be at most 512 bytes, not 513"
-    );
+    assert_eq!(call.minor[2].message, "must be at most 512 bytes, not 513");
 }
 
 #[test]
