@@ -2,7 +2,10 @@
 
 use std::{convert::Infallible, env, path::PathBuf, str::FromStr};
 
-use crate::output::Format;
+use crate::{
+    endpoints::{Endpoints, EndpointsError},
+    output::Format,
+};
 
 /// The flags every command takes, before or after its name.
 #[derive(Debug, Clone, clap::Args)]
@@ -64,6 +67,14 @@ impl Global {
         self.data_dir.clone().unwrap_or_else(|| {
             default_data_dir(nix::unistd::geteuid().is_root(), |name| env::var_os(name))
         })
+    }
+
+    /// The gRPC endpoint given, or that of the Muster which runs from the data directory.
+    pub(crate) fn endpoint(&self) -> Result<String, EndpointsError> {
+        match self.endpoint.as_deref().filter(|url| !url.is_empty()) {
+            Some(url) => Ok(url.to_owned()),
+            None => Ok(Endpoints::read(&self.data_dir())?.grpc),
+        }
     }
 
     /// The workspace given; an empty variable counts as none.

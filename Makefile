@@ -1,0 +1,38 @@
+# `make demo` shows what Muster does; `make test` checks that it does it. Both install what is
+# missing and say so.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+# Building needs no database: the SQL is checked against the descriptions in crates/storage/.sqlx.
+export SQLX_OFFLINE := true
+
+.PHONY: help setup build demo test lint fmt prepare clean
+
+help: ## What there is to make
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## Install what is missing: a C compiler, Postgres, curl
+	@scripts/setup
+
+build: setup ## Build the muster command: target/release/muster
+	cargo build --release --locked --package muster-cli
+
+demo: build ## Show the main job on a made-up shop, from an empty machine to an audience
+	@examples/demo target/release/muster
+
+test: setup lint ## Everything that must hold: formatting, lints, layering, unit, database, end to end
+	cargo test --locked --workspace
+
+lint: setup ## Formatting and lints
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- --deny warnings
+
+fmt: ## Format the sources
+	cargo fmt --all
+
+prepare: setup ## Describe the SQL anew, after a query or a migration has changed
+	scripts/prepare
+
+clean: ## Remove what was built
+	cargo clean
