@@ -446,7 +446,9 @@ pub async fn digests_around(
     )
     .fetch_all(conn)
     .await?;
-    let mut states = rows.into_iter().map(|row| (row.first_offset, row.digest_state));
+    let mut states = rows
+        .into_iter()
+        .map(|row| (row.first_offset, row.digest_state));
     let begins_here = |(offset, _): &(i64, _)| *offset == to_sql(first_offset);
     Ok(match (states.next(), states.next()) {
         (Some(batch), None) if first_offset == 0 && begins_here(&batch) => {
