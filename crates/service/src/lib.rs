@@ -29,6 +29,6 @@ pub mod wire;
 
 pub use caller::{Caller, admitted};
 pub use consistency::ConsistencyToken;
-pub use once::{Once, once};
+pub use once::{Once, answered, once};
 pub use page::Page;
 pub use response::{RpcResult, respond, status};

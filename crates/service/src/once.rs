@@ -37,19 +37,48 @@ pub async fn once<R: Message + Default>(
     request_id: &str,
     request: &impl Message,
 ) -> Result<Once<R>> {
-    name::check_label(request_id).field("request_id")?;
-    let key = RequestKey {
-        workspace,
-        actor: &caller.actor,
-        method,
-        request_id,
-    };
+    let key = request_key(caller, workspace, method, request_id)?;
     match store.mutation(key, &request.encode_to_vec()).await? {
         Attempt::First(mutation) => Ok(Once::First(First(mutation))),
         Attempt::Replay(answer) => Ok(Once::Done(
             R::decode(answer.as_slice()).map_err(Error::internal)?,
         )),
     }
+}
+
+/// The answer to a mutation that was done before, where there is work to do ahead of its
+/// transaction; [`once`] still decides.
+///
+/// # Errors
+/// `INVALID_ARGUMENT` on `request_id` if it is malformed or came with another request before.
+pub async fn answered<R: Message + Default>(
+    store: &Store,
+    caller: &Caller,
+    workspace: Option<WorkspaceId>,
+    method: &'static str,
+    request_id: &str,
+    request: &impl Message,
+) -> Result<Option<R>> {
+    let key = request_key(caller, workspace, method, request_id)?;
+    match store.answered(key, &request.encode_to_vec()).await? {
+        Some(answer) => Ok(Some(R::decode(answer.as_slice()).map_err(Error::internal)?)),
+        None => Ok(None),
+    }
+}
+
+fn request_key<'a>(
+    caller: &'a Caller,
+    workspace: Option<WorkspaceId>,
+    method: &'static str,
+    request_id: &'a str,
+) -> Result<RequestKey<'a>> {
+    name::check_label(request_id).field("request_id")?;
+    Ok(RequestKey {
+        workspace,
+        actor: &caller.actor,
+        method,
+        request_id,
+    })
 }
 
 impl First {

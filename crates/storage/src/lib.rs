@@ -9,14 +9,18 @@
 //! Start with [`Store`], then read the module of the noun you are after; `migrations/` has the
 //! commented schema.
 
+pub mod audience;
 pub mod audit;
 pub mod cohorts;
 pub mod credentials;
 pub mod directory;
 pub mod imports;
 pub mod partners;
+pub mod references;
 pub mod rejected;
 pub mod requests;
+pub mod resolutions;
+pub mod segments;
 pub mod versions;
 pub mod workspaces;
 

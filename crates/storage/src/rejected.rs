@@ -6,8 +6,9 @@ use muster_domain::{
     import::{Effect, MAX_BATCH_IDENTIFIERS},
 };
 use sqlx::PgConnection;
+use uuid::Uuid;
 
-use crate::{Result, WorkspaceId};
+use crate::{Result, Timestamp, WorkspaceId};
 
 /// Why an identifier had no effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -177,4 +178,61 @@ fn damaged() -> Error {
 
 fn to_sql(position: u64) -> i64 {
     i64::try_from(position).expect("nobody sends 2⁶³ identifiers")
+}
+
+/// An identifier that a cohort's import was sent, to be added, but that matched nobody.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RejectedAdd {
+    /// The import.
+    pub import_id: String,
+    /// The version it published.
+    pub version: i64,
+    /// When that was.
+    pub published_at: Timestamp,
+    /// Position in the upload, from 0.
+    pub position: u64,
+    /// Why.
+    pub reason: Reason,
+}
+
+/// The newest rejection of an identifier by the imports of a cohort, up to a version.
+///
+/// # Errors
+/// If the database fails.
+pub async fn newest_add(
+    conn: &mut PgConnection,
+    workspace: WorkspaceId,
+    cohort: Uuid,
+    version: i64,
+    identifier: IdentifierRef<'_>,
+) -> Result<Option<RejectedAdd>> {
+    // The test on the whole array comes first: taking an array apart costs far more.
+    let row = sqlx::query!(
+        r#"SELECT v.import_id, v.version, v.published_at, sent.position AS "position!",
+                  sent.reason AS "reason!"
+           FROM cohort_version v
+           JOIN import_rejected r ON r.workspace_id = v.workspace_id AND r.import_id = v.import_id
+           CROSS JOIN LATERAL unnest(r.positions, r.reasons, r.effects, r.kinds, r.labels, r.ids)
+                AS sent (position, reason, effect, kind, label, id)
+           WHERE v.workspace_id = $1 AND v.cohort_id = $2 AND v.version <= $3
+             AND $6 = ANY(r.ids)
+             AND sent.effect = 1 AND sent.kind = $4 AND sent.label = $5 AND sent.id = $6
+           ORDER BY v.version DESC, sent.position DESC LIMIT 1"#,
+        workspace.0,
+        cohort,
+        version,
+        i16::from(identifier.kind.code()),
+        identifier.label.as_bytes(),
+        identifier.id.as_bytes(),
+    )
+    .fetch_optional(conn)
+    .await?;
+    let Some(row) = row else { return Ok(None) };
+    Ok(Some(RejectedAdd {
+        import_id: row.import_id,
+        version: row.version,
+        published_at: row.published_at,
+        position: u64::try_from(row.position).map_err(Error::internal)?,
+        reason: Reason::from_code(row.reason).ok_or_else(damaged)?,
+    }))
 }

@@ -90,11 +90,35 @@ impl Store {
         )
         .fetch_one(&mut *tx)
         .await?;
-        if earlier.fingerprint == fingerprint.as_slice() {
-            Ok(Attempt::Replay(earlier.response))
-        } else {
-            Err(Error::field("request_id", "was used for a different request before").into())
+        replay(&earlier.fingerprint, request, earlier.response).map(Attempt::Replay)
+    }
+
+    /// The encoded answer to a mutation that was done within 24 hours, if it was.
+    ///
+    /// For mutations with work to do before their transaction: [`mutation`](Self::mutation) still
+    /// decides, this spares the work.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT` on `request_id` if it came with another request before.
+    pub async fn answered(&self, key: RequestKey<'_>, request: &[u8]) -> Result<Option<Vec<u8>>> {
+        if key.request_id.is_empty() {
+            return Ok(None);
         }
+        let mut connection = self.connection().await?;
+        let earlier = sqlx::query!(
+            r#"SELECT fingerprint, response AS "response!" FROM request_log
+               WHERE workspace_id = $1 AND actor = $2 AND method = $3 AND request_id = $4"#,
+            key.workspace.map_or(0, |id| id.0),
+            key.actor,
+            key.method,
+            key.request_id,
+        )
+        .fetch_optional(&mut *connection)
+        .await?;
+        let Some(earlier) = earlier else {
+            return Ok(None);
+        };
+        replay(&earlier.fingerprint, request, earlier.response).map(Some)
     }
 
     /// Forgets answers older than 24 hours. Returns how many.
@@ -108,6 +132,15 @@ impl Store {
                 .execute(&mut *connection)
                 .await?;
         Ok(forgotten.rows_affected())
+    }
+}
+
+/// The earlier answer, if it was to this request.
+fn replay(fingerprint: &[u8], request: &[u8], answer: Vec<u8>) -> Result<Vec<u8>> {
+    if fingerprint == Sha256::digest(request).as_slice() {
+        Ok(answer)
+    } else {
+        Err(Error::field("request_id", "was used for a different request before").into())
     }
 }
 

@@ -17,8 +17,8 @@ pub struct Directory {
     pub epoch: i64,
     /// Numbers from 0 to this one, exclusive, have been given out.
     pub next_user_no: u64,
-    /// The users that are no longer live.
-    pub tombstones: Tombstones,
+    /// The users that are no longer live; shared, since most changes of a directory leave it alone.
+    pub tombstones: Arc<Tombstones>,
 }
 
 impl Directory {
@@ -122,13 +122,14 @@ async fn load(
     let mut directory = Directory {
         epoch: first.epoch,
         next_user_no: number(first.next_user_no),
-        tombstones: known.tombstones.clone(),
+        tombstones: Arc::clone(&known.tombstones),
     };
     for row in &rows {
         if let Some(user) = row.user_no {
+            let tombstones = Arc::make_mut(&mut directory.tombstones);
             match row.merged_into {
-                Some(into) => directory.tombstones.merge(user_no(user), user_no(into)),
-                None => directory.tombstones.delete(user_no(user)),
+                Some(into) => tombstones.merge(user_no(user), user_no(into)),
+                None => tombstones.delete(user_no(user)),
             }
         }
     }

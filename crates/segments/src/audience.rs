@@ -1,0 +1,325 @@
+//! The audience stream: a header, batches by user_no, an end that proves completeness.
+
+use std::sync::Arc;
+
+use muster_domain::{
+    error::{Error, Result},
+    user_set::UserSet,
+};
+use muster_service::{Caller, page};
+use muster_storage::{Store, WorkspaceId};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::{
+    outlet::{self, Outlet},
+    records::{Record, Records, View},
+    resolutions::Described,
+};
+
+/// Most records in a batch. Batches are cut at its multiples, so that they are the same ones
+/// whenever and from wherever a resolution is streamed.
+pub(crate) const BATCH_RECORDS: usize = 4_096;
+
+/// A batch is cut earlier if its records exceed this many bytes: stock gRPC clients accept 4 MiB.
+const BATCH_BYTES: usize = 3 * 1024 * 1024;
+
+/// Most partitions.
+const MAX_PARTITIONS: u32 = 1_024;
+
+/// One part of an audience.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Partition {
+    index: u32,
+    count: u32,
+}
+
+impl Partition {
+    /// All of it.
+    pub(crate) const WHOLE: Self = Self { index: 0, count: 1 };
+
+    /// Part `index` of `count`; a count of 0 means 1.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT` with a path relative to the partition.
+    pub(crate) fn new(index: u32, count: u32) -> Result<Self> {
+        let count = count.max(1);
+        if count > MAX_PARTITIONS {
+            let description = format!("must be at most {MAX_PARTITIONS}");
+            return Err(Error::field("count", description));
+        }
+        if index >= count {
+            let description = format!("must be below the count, which is {count}");
+            return Err(Error::field("index", description));
+        }
+        Ok(Self { index, count })
+    }
+
+    /// The users of the part.
+    fn of(self, users: &UserSet) -> UserSet {
+        let total = users.len();
+        let rank = |index: u32| {
+            // u128 for the sake of a proof, not of need: 2³² users times 2¹⁰ parts fit u64.
+            let rank = u128::from(index) * u128::from(total) / u128::from(self.count);
+            u64::try_from(rank).expect("at most the total")
+        };
+        let (first, end) = (rank(self.index), rank(self.index + 1));
+        if first == end {
+            return UserSet::new();
+        }
+        let mut part = users.clone();
+        if let Some(last) = select(users, end - 1)
+            && last < u32::MAX
+        {
+            part.remove_range(last + 1..);
+        }
+        if let Some(first) = select(users, first) {
+            part.remove_range(..first);
+        }
+        part
+    }
+}
+
+/// The user at a rank, from 0.
+fn select(users: &UserSet, rank: u64) -> Option<u32> {
+    users.select(u32::try_from(rank).ok()?)
+}
+
+/// Where a stream goes on: bound to resolution and partition.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct ResumeToken {
+    resolution: Uuid,
+    index: u32,
+    count: u32,
+    /// Records of the partition already received.
+    rank: u64,
+}
+
+/// Reads a resume token; 0 for an empty one.
+fn resume_rank(token: &str, resolution: Uuid, partition: Partition, size: u64) -> Result<u64> {
+    if token.is_empty() {
+        return Ok(0);
+    }
+    let refused = |description| Err(Error::field("resume_token", description));
+    let Some(read) = page::decode::<ResumeToken>(token) else {
+        return refused("is not one that an audience stream gave out");
+    };
+    if read.resolution != resolution {
+        return refused("is of another resolution");
+    }
+    if (read.index, read.count) != (partition.index, partition.count) {
+        return refused("is of another partition");
+    }
+    if read.rank > size {
+        return refused("is not one that an audience stream gave out");
+    }
+    Ok(read.rank)
+}
+
+/// One message of an audience stream.
+#[derive(Debug)]
+pub(crate) enum AudienceMessage {
+    Header {
+        resolution: Described,
+        partition_user_count: u64,
+    },
+    Batch {
+        records: Vec<Record>,
+        resume_token: String,
+    },
+    End {
+        user_count: u64,
+        digest: [u8; 32],
+        withheld_count: u64,
+    },
+}
+
+/// What is to be streamed of a resolution.
+#[derive(Debug)]
+pub(crate) struct Wanted {
+    pub(crate) workspace: WorkspaceId,
+    pub(crate) resolution: Described,
+    pub(crate) users: UserSet,
+    pub(crate) view: View,
+    pub(crate) partition: Partition,
+    /// Empty for the beginning.
+    pub(crate) resume_token: String,
+}
+
+/// Streams a part of a kept resolution.
+///
+/// # Errors
+/// `INVALID_ARGUMENT` on `resume_token` if it is of another resolution or partition.
+pub(crate) async fn stream(
+    store: Store,
+    caller: Caller,
+    shutdown: CancellationToken,
+    wanted: Wanted,
+) -> Result<ReceiverStream<Result<AudienceMessage>>> {
+    let pinned = Arc::new(wanted.users);
+    let (users, partition) = (Arc::clone(&pinned), wanted.partition);
+    let cut = tokio::task::spawn_blocking(move || {
+        let part = partition.of(&users);
+        let digest = digest(&part);
+        (part, digest)
+    });
+    let (part, digest) = cut.await.map_err(Error::internal)?;
+    let id = wanted.resolution.resolution.id;
+    let rank = resume_rank(&wanted.resume_token, id, partition, part.len())?;
+    let records = Records::new(store.clone(), wanted.workspace, wanted.view, pinned);
+    let production = Production {
+        resolution: id,
+        partition,
+        part,
+        digest,
+        rank,
+        records,
+    };
+    Ok(outlet::stream(store, caller, shutdown, |outlet| {
+        production.run(wanted.resolution, outlet)
+    }))
+}
+
+fn digest(users: &UserSet) -> [u8; 32] {
+    let mut digest = Sha256::new();
+    for user in users {
+        digest.update(user.to_be_bytes());
+    }
+    digest.finalize().into()
+}
+
+struct Production {
+    resolution: Uuid,
+    partition: Partition,
+    part: UserSet,
+    digest: [u8; 32],
+    rank: u64,
+    records: Records,
+}
+
+impl Production {
+    async fn run(mut self, resolution: Described, outlet: Outlet<AudienceMessage>) -> Result<()> {
+        let total = self.part.len();
+        let header = AudienceMessage::Header {
+            resolution,
+            partition_user_count: total,
+        };
+        outlet.send(header).await;
+        let mut withheld_count = 0;
+        // A token of the very end selects nobody.
+        let rest = select(&self.part, self.rank).map(|first| self.part.range(first..));
+        let mut rest = rest.into_iter().flatten();
+        loop {
+            let cut = BATCH_RECORDS as u64;
+            let size = cut - self.rank % cut;
+            let size = usize::try_from(size).expect("at most a batch");
+            let users: Vec<u32> = rest.by_ref().take(size).collect();
+            if users.is_empty() {
+                break;
+            }
+            let records = self.records.read(&users).await?;
+            for records in split(records) {
+                self.rank += records.len() as u64;
+                let withheld = records.iter().filter(|record| record.withheld.is_some());
+                withheld_count += withheld.count() as u64;
+                let token = ResumeToken {
+                    resolution: self.resolution,
+                    index: self.partition.index,
+                    count: self.partition.count,
+                    rank: self.rank,
+                };
+                let batch = AudienceMessage::Batch {
+                    records,
+                    resume_token: page::encode(&token),
+                };
+                outlet.send(batch).await;
+            }
+        }
+        let end = AudienceMessage::End {
+            user_count: total,
+            digest: self.digest,
+            withheld_count,
+        };
+        outlet.send(end).await;
+        Ok(())
+    }
+}
+
+/// Cuts records where a message would grow too large; the commonest case is one message.
+pub(crate) fn split(records: Vec<Record>) -> Vec<Vec<Record>> {
+    let mut messages = Vec::new();
+    let (mut message, mut bytes) = (Vec::with_capacity(records.len()), 0);
+    for record in records {
+        let size = record.size();
+        if bytes + size > BATCH_BYTES && !message.is_empty() {
+            messages.push(std::mem::take(&mut message));
+            bytes = 0;
+        }
+        bytes += size;
+        message.push(record);
+    }
+    if !message.is_empty() {
+        messages.push(message);
+    }
+    messages
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn partitions_are_disjoint_complete_and_even() {
+        let users: UserSet = (0..1_000_u32).map(|n| n * 7).chain([u32::MAX]).collect();
+        for count in [1, 2, 3, 7, 1_001, 1_024] {
+            let parts = (0..count).map(|i| Partition::new(i, count).unwrap().of(&users));
+            let parts: Vec<UserSet> = parts.collect();
+            let joined: Vec<u32> = parts.iter().flatten().collect();
+            assert_eq!(joined, users.iter().collect::<Vec<_>>());
+            let sizes = parts.iter().map(UserSet::len);
+            assert!(sizes.clone().max().unwrap() - sizes.min().unwrap() <= 1);
+        }
+        assert!(Partition::WHOLE.of(&UserSet::new()).is_empty());
+        assert!(Partition::new(2, 2).is_err());
+        assert!(Partition::new(0, 1_025).is_err());
+        assert_eq!(Partition::new(0, 0).unwrap(), Partition::WHOLE);
+    }
+
+    #[test]
+    fn a_resume_token_is_bound_to_resolution_and_partition() {
+        let (id, other) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        let half = Partition::new(1, 2).unwrap();
+        let token = page::encode(&ResumeToken {
+            resolution: id,
+            index: 1,
+            count: 2,
+            rank: 10,
+        });
+        assert_eq!(resume_rank(&token, id, half, 10).unwrap(), 10);
+        assert_eq!(resume_rank("", id, half, 10).unwrap(), 0);
+        for refused in [
+            resume_rank(&token, other, half, 10),
+            resume_rank(&token, id, Partition::WHOLE, 10),
+            resume_rank(&token, id, half, 9),
+            resume_rank("e30", id, half, 10),
+        ] {
+            assert_eq!(refused.unwrap_err().fields[0].field, "resume_token");
+        }
+    }
+
+    #[test]
+    fn a_message_that_would_grow_too_large_is_cut() {
+        let record = |user_no| Record {
+            user_no,
+            device_ids: vec!["d".repeat(512); 2_000],
+            ..Record::default()
+        };
+        let messages = split((0..7).map(record).collect());
+        let sizes: Vec<usize> = messages.iter().map(Vec::len).collect();
+        assert_eq!(sizes, [3, 3, 1]);
+        assert!(split(Vec::new()).is_empty());
+    }
+}

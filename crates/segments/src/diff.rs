@@ -1,0 +1,122 @@
+//! Who entered and who left between two resolutions.
+//!
+//! People are compared, not numbers: whoever was merged since counts as the person they are now, so
+//! a merge between two resolutions is nobody's leaving. The erased are compared by number and come
+//! out withheld.
+
+use std::sync::Arc;
+
+use muster_domain::{
+    error::{Error, Result},
+    user_set::{Standing, Tombstones, UserSet},
+};
+use muster_service::Caller;
+use muster_storage::{Store, WorkspaceId};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::{
+    audience::{BATCH_RECORDS, split},
+    outlet::{self, Outlet},
+    records::{Record, Records, View},
+    resolutions,
+};
+
+/// Whether users entered or left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Side {
+    Entered,
+    Left,
+}
+
+/// One message of a difference.
+#[derive(Debug)]
+pub(crate) enum DiffMessage {
+    Header {
+        entered: u64,
+        left: u64,
+        stayed: u64,
+    },
+    Batch {
+        side: Side,
+        records: Vec<Record>,
+    },
+    End,
+}
+
+/// Streams the difference between two kept resolutions.
+///
+/// # Errors
+/// `NOT_FOUND`.
+pub(crate) async fn stream(
+    store: Store,
+    caller: Caller,
+    shutdown: CancellationToken,
+    workspace: WorkspaceId,
+    (base, target): (Uuid, Uuid),
+    view: View,
+) -> Result<ReceiverStream<Result<DiffMessage>>> {
+    let (_, base) = resolutions::get_with_users(&store, workspace, base).await?;
+    let (_, target) = resolutions::get_with_users(&store, workspace, target).await?;
+    let (tx, directory) = store
+        .directory_snapshot("diff_resolutions", workspace)
+        .await?;
+    tx.commit().await?;
+    let compared = tokio::task::spawn_blocking(move || {
+        let base = people(&base, &directory.tombstones);
+        let target = people(&target, &directory.tombstones);
+        let stayed = base.intersection_len(&target);
+        (&base - &target, &target - &base, stayed)
+    });
+    let (left, entered, stayed) = compared.await.map_err(Error::internal)?;
+    let source = store.clone();
+    Ok(outlet::stream(store, caller, shutdown, move |outlet| {
+        let header = DiffMessage::Header {
+            entered: entered.len(),
+            left: left.len(),
+            stayed,
+        };
+        async move {
+            outlet.send(header).await;
+            for (side, users) in [(Side::Left, left), (Side::Entered, entered)] {
+                send(&source, workspace, view, side, users, &outlet).await?;
+            }
+            outlet.send(DiffMessage::End).await;
+            Ok(())
+        }
+    }))
+}
+
+async fn send(
+    store: &Store,
+    workspace: WorkspaceId,
+    view: View,
+    side: Side,
+    users: UserSet,
+    outlet: &Outlet<DiffMessage>,
+) -> Result<()> {
+    let users = Arc::new(users);
+    let mut records = Records::new(store.clone(), workspace, view, Arc::clone(&users));
+    let mut rest = users.iter();
+    loop {
+        let batch: Vec<u32> = rest.by_ref().take(BATCH_RECORDS).collect();
+        if batch.is_empty() {
+            return Ok(());
+        }
+        for records in split(records.read(&batch).await?) {
+            outlet.send(DiffMessage::Batch { side, records }).await;
+        }
+    }
+}
+
+/// The people that a pinned set stands for now, and the numbers of the erased.
+fn people(pinned: &UserSet, tombstones: &Tombstones) -> UserSet {
+    let gone = pinned & tombstones.gone();
+    let erased = gone
+        .iter()
+        .filter(|&user| tombstones.standing(user) == Standing::Deleted);
+    let mut people = tombstones.normalise(pinned.clone());
+    people.extend(erased);
+    people
+}

@@ -1,0 +1,259 @@
+//! From a segment or a filter to the users in it, at one snapshot.
+//!
+//! [`plan`] finds out, in the snapshot, which cohorts are to be read at which version, and
+//! whether what the caller demands holds; [`Plan::evaluate`] reads them and applies the filter.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use muster_domain::{
+    error::{Error, FieldContext as _, Kind, Result},
+    filter::{ExpandedFilter, Filter, SavedFilter, SegmentRef, WrittenFilter},
+    user_set::UserSet,
+};
+use muster_service::ConsistencyToken;
+use muster_storage::{
+    Store, Timestamp, Tx, WorkspaceId, audience,
+    directory::Directory,
+    resolutions::CohortRead,
+    segments::{self, Segment},
+    versions,
+};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::{
+    references::{self, Names, find_segment},
+    segments::check_not_archived,
+};
+
+/// What is to be evaluated.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Source {
+    Segment(SegmentRef),
+    Filter(WrittenFilter),
+}
+
+/// What an evaluation must satisfy.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Demands {
+    /// It must see this state.
+    pub(crate) token: Option<ConsistencyToken>,
+    /// Every cohort read must have been published within this time.
+    pub(crate) max_cohort_age: Option<Duration>,
+    /// How long to wait for the state to become visible.
+    pub(crate) patience: Duration,
+}
+
+/// An evaluation about to be made, with the snapshot it is made at.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) tx: Tx,
+    pub(crate) workspace: WorkspaceId,
+    pub(crate) directory: Arc<Directory>,
+    /// The segment, unless it is an inline filter.
+    pub(crate) segment: Option<Uuid>,
+    pub(crate) saved: SavedFilter,
+    pub(crate) filter: ExpandedFilter,
+    /// The cohorts to read, at their current version.
+    pub(crate) cohorts: Vec<CohortRead>,
+    /// The segments that it takes, by id.
+    pub(crate) nested: HashMap<Uuid, Segment>,
+}
+
+/// The users of a segment or a filter at one snapshot.
+#[derive(Debug)]
+pub(crate) struct Evaluated {
+    pub(crate) segment: Option<Uuid>,
+    pub(crate) filter_text: String,
+    pub(crate) users: UserSet,
+    pub(crate) directory_epoch: i64,
+    pub(crate) cohorts: Vec<CohortRead>,
+}
+
+/// Takes a snapshot and finds out what is to be read in it.
+///
+/// # Errors
+/// `NOT_FOUND` or `FAILED_PRECONDITION` (`SEGMENT_ARCHIVED`) for the segment; `INVALID_ARGUMENT`
+/// for the filter; `UNAVAILABLE` (`NOT_YET_VISIBLE`) and `FAILED_PRECONDITION` (`COHORT_TOO_OLD`)
+/// for the demands.
+pub(crate) async fn plan(
+    store: &Store,
+    workspace: WorkspaceId,
+    source: &Source,
+    demands: &Demands,
+) -> Result<Plan> {
+    let (mut tx, directory) = snapshot(store, workspace, demands).await?;
+    let (segment, saved) = match source {
+        Source::Segment(segment) => {
+            let found = find_segment(&mut tx, workspace, segment).await?;
+            check_not_archived(&found)?;
+            (Some(found.id), found.filter)
+        }
+        Source::Filter(filter) => {
+            let saved = references::resolve(&mut tx, workspace, filter).await;
+            (None, saved.field("filter")?)
+        }
+    };
+    let roots: Vec<Uuid> = saved.segment_refs().copied().collect();
+    let nested = segments::with_used(&mut tx, workspace, &roots).await?;
+    let nested: HashMap<Uuid, Segment> = nested.into_iter().map(|it| (it.id, it)).collect();
+    let filter = saved
+        .expand(|id| nested.get(id).map(|segment| &segment.filter))
+        .field("filter")?;
+    let mut used = BTreeSet::new();
+    collect_cohorts(&filter, &mut used);
+    let used: Vec<Uuid> = used.into_iter().collect();
+    let (cohorts, now) = audience::cohorts_now(&mut tx, workspace, &used).await?;
+    if let Some(max_age) = demands.max_cohort_age {
+        check_age(&cohorts, now, max_age)?;
+    }
+    Ok(Plan {
+        tx,
+        workspace,
+        directory,
+        segment,
+        saved,
+        filter,
+        cohorts,
+        nested,
+    })
+}
+
+impl Plan {
+    /// Reads the cohorts and applies the filter.
+    pub(crate) async fn evaluate(mut self) -> Result<Evaluated> {
+        let names = Names::of(&mut self.tx, self.workspace, [&self.saved]).await?;
+        let filter_text = names.text(&self.saved, |id| *id)?;
+        let mut stored = HashMap::new();
+        for cohort in &self.cohorts {
+            // A cohort that nothing was imported into is the empty set.
+            let users = if cohort.version == 0 {
+                UserSet::new()
+            } else {
+                versions::stored(&mut self.tx, self.workspace, cohort.id, cohort.version).await?
+            };
+            stored.insert(cohort.id, users);
+        }
+        self.tx.commit().await?;
+        let (directory, filter) = (Arc::clone(&self.directory), self.filter);
+        // Millions of users are milliseconds of pure computation.
+        let evaluated = tokio::task::spawn_blocking(move || apply(&filter, &directory, stored));
+        Ok(Evaluated {
+            segment: self.segment,
+            filter_text,
+            users: evaluated.await.map_err(Error::internal)??,
+            directory_epoch: self.directory.epoch,
+            cohorts: self.cohorts,
+        })
+    }
+
+    /// What people call all that is in the filter and in the segments nested in it.
+    pub(crate) async fn names(&mut self) -> Result<Names> {
+        let nested = self.nested.values().map(|segment| &segment.filter);
+        let filters = nested.chain([&self.saved]);
+        Names::of(&mut self.tx, self.workspace, filters).await
+    }
+}
+
+fn apply(
+    filter: &ExpandedFilter,
+    directory: &Directory,
+    stored: HashMap<Uuid, UserSet>,
+) -> Result<UserSet> {
+    let sets: HashMap<Uuid, Arc<UserSet>> = stored
+        .into_iter()
+        .map(|(id, users)| (id, Arc::new(directory.tombstones.normalise(users))))
+        .collect();
+    filter.evaluate(&directory.live(), &mut |id: &Uuid| {
+        let users = sets.get(id).map(Arc::clone);
+        users.ok_or_else(|| Error::internal(format!("cohort {id} of a filter does not exist")))
+    })
+}
+
+/// A snapshot that sees what the token stands for.
+async fn snapshot(
+    store: &Store,
+    workspace: WorkspaceId,
+    demands: &Demands,
+) -> Result<(Tx, Arc<Directory>)> {
+    const PAUSE: Duration = Duration::from_millis(50);
+    if let Some(token) = demands.token
+        && token.workspace != workspace.0
+    {
+        return Err(Error::field("consistency_token", "is of another workspace"));
+    }
+    let deadline = Instant::now() + demands.patience;
+    loop {
+        let (mut tx, directory) = store.directory_snapshot("evaluate", workspace).await?;
+        let visible = match &demands.token {
+            None => true,
+            Some(token) => {
+                let cohort = match token.cohort {
+                    Some((id, version)) => {
+                        audience::cohort_version(&mut tx, workspace, id).await? >= version
+                    }
+                    None => true,
+                };
+                cohort && directory.epoch >= token.directory_epoch
+            }
+        };
+        if visible {
+            return Ok((tx, directory));
+        }
+        drop(tx);
+        if Instant::now() + PAUSE > deadline {
+            return Err(Error::new(
+                Kind::Unavailable,
+                "NOT_YET_VISIBLE",
+                "what the consistency token stands for cannot be seen here yet; try again",
+            )
+            .retry_after(Duration::from_secs(1)));
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+fn collect_cohorts(filter: &ExpandedFilter, found: &mut BTreeSet<Uuid>) {
+    match filter {
+        Filter::Cohort { cohorts, .. } => found.extend(cohorts),
+        Filter::AllOf(members) | Filter::AnyOf(members) => {
+            for member in members {
+                collect_cohorts(member, found);
+            }
+        }
+        Filter::Not(inner) => collect_cohorts(inner, found),
+        Filter::Segment(segment) => collect_cohorts(&segment.filter, found),
+    }
+}
+
+fn check_age(cohorts: &[CohortRead], now: Timestamp, max_age: Duration) -> Result<()> {
+    let too_old = |cohort: &&CohortRead| match cohort.published_at {
+        Some(published_at) => now - published_at > max_age,
+        None => true,
+    };
+    let old: Vec<_> = cohorts.iter().filter(too_old).collect();
+    if old.is_empty() {
+        return Ok(());
+    }
+    let described = old.iter().map(|cohort| {
+        let when = match cohort.published_at {
+            Some(published_at) => format!("published {}", crate::check::date(published_at)),
+            None => "never imported".to_owned(),
+        };
+        format!("{:?} of {} ({when})", cohort.name, cohort.partner)
+    });
+    let described = described.collect::<Vec<_>>().join(", ");
+    let ids = old
+        .iter()
+        .map(|cohort| format!("{}:{}", cohort.partner, cohort.partner_cohort_id));
+    Err(Error::new(
+        Kind::FailedPrecondition,
+        "COHORT_TOO_OLD",
+        format!("not imported within the time asked for: {described}"),
+    )
+    .with("cohorts", ids.collect::<Vec<_>>().join("\n")))
+}

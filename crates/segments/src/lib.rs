@@ -1,0 +1,65 @@
+//! The segment-query server, `muster.segments.v1.SegmentService`.
+//!
+//! It owns segments (saved filters over cohorts), their evaluation, and resolutions: evaluations
+//! that are kept, so that an audience can be streamed again, resumed, split and compared. What a
+//! filter *means* is in `muster_domain::filter`; how cohorts and users come to be is not known here.
+//!
+//! Start with [`register`]; `api` is the rpc surface and `wire` its messages. Below them there is one
+//! module a noun: `segments`, `evaluation` (from a filter to users, at one snapshot), `resolutions`,
+//! `audience` (the stream), `records` (what is printed of a user, and what is withheld), `diff`,
+//! `check` (why one user is in a segment, or is not), `references` (names in filters and ids).
+
+mod api;
+mod audience;
+mod check;
+mod diff;
+mod evaluation;
+mod outlet;
+mod records;
+mod references;
+mod resolutions;
+mod segments;
+mod wire;
+
+use std::time::Duration;
+
+use muster_proto::segments::v1::segment_service_server::SegmentServiceServer;
+use muster_service::server::Services;
+use muster_storage::Store;
+use tokio_util::sync::CancellationToken;
+
+pub use resolutions::housekeeping;
+
+/// Largest request, in bytes: a filter of 1,000 nodes and a text of 64 KiB fit.
+const MAX_REQUEST_BYTES: usize = 1024 * 1024;
+
+/// How the server behaves.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// How long a resolution is kept.
+    pub resolution_retention: Duration,
+    /// How long a call waits for what its consistency token stands for.
+    pub visibility_timeout: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            resolution_retention: Duration::from_secs(7 * 24 * 60 * 60),
+            visibility_timeout: Duration::from_secs(1),
+        }
+    }
+}
+
+/// Adds the server to a listener; streams that are open end once `shutdown` is cancelled.
+///
+/// Run [`housekeeping`] beside it, once a process.
+pub fn register(
+    services: &mut Services,
+    store: Store,
+    settings: Settings,
+    shutdown: CancellationToken,
+) {
+    let api = api::Api::new(store, settings, shutdown);
+    services.add(SegmentServiceServer::new(api).max_decoding_message_size(MAX_REQUEST_BYTES));
+}

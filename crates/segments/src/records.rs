@@ -1,0 +1,258 @@
+//! What is printed of the users of an audience, as the directory is when they are printed.
+//!
+//! An audience is pinned: the same numbers come out for ever, in the same order. What is known of
+//! them changes: users are erased, and merged into others. Here every pinned number gets its
+//! record, and nobody comes out twice.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
+use muster_domain::{
+    error::{Error, Result},
+    identifier::IdentifierKind,
+    user_set::{Standing, Tombstones, UserSet},
+};
+use muster_storage::{Store, WorkspaceId, audience};
+
+/// What to print of each user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum View {
+    UserNo,
+    ExternalId,
+    Full,
+}
+
+/// One user of an audience.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Record {
+    /// The pinned number.
+    pub(crate) user_no: u32,
+    /// Empty for an anonymous user.
+    pub(crate) external_id: String,
+    /// Label and name.
+    pub(crate) aliases: Vec<(String, String)>,
+    pub(crate) device_ids: Vec<String>,
+    /// Why it has no identifiers, if it must not have any.
+    pub(crate) withheld: Option<Withheld>,
+}
+
+impl Record {
+    /// About how large its message is, in bytes.
+    pub(crate) fn size(&self) -> usize {
+        const FIELD: usize = 8;
+        let aliases = self.aliases.iter().map(|(l, n)| l.len() + n.len() + FIELD);
+        let devices = self.device_ids.iter().map(|id| id.len() + FIELD);
+        2 * FIELD + self.external_id.len() + aliases.sum::<usize>() + devices.sum::<usize>()
+    }
+}
+
+/// Why a record has no identifiers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Withheld {
+    /// The user was erased since.
+    Erased,
+    /// The user was merged into one who comes out through another record.
+    Merged,
+}
+
+/// What has become of a pinned user who is no longer live.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Withheld(Withheld),
+    /// Merged into this user, who comes out in its place.
+    Replaced(u32),
+}
+
+/// What has become of the pinned users who are no longer live. Of several who live on as one and the
+/// same, the first speaks for them, unless `silent` has it: a stream that has withheld it cannot
+/// take that back.
+fn fates(pinned: &UserSet, tombstones: &Tombstones, silent: &UserSet) -> HashMap<u32, Fate> {
+    let mut spoken_for = HashSet::new();
+    let gone = pinned & tombstones.gone();
+    let fate = |user| match tombstones.standing(user) {
+        Standing::Deleted => Fate::Withheld(Withheld::Erased),
+        Standing::Merged(survivor)
+            if !pinned.contains(survivor)
+                && !silent.contains(user)
+                && spoken_for.insert(survivor) =>
+        {
+            Fate::Replaced(survivor)
+        }
+        Standing::Merged(_) => Fate::Withheld(Withheld::Merged),
+        Standing::Live => unreachable!("the tombstones hold it"),
+    };
+    gone.iter().zip(gone.iter().map(fate)).collect()
+}
+
+/// Makes the records of a pinned set of users, for one stream.
+#[derive(Debug)]
+pub(crate) struct Records {
+    store: Store,
+    workspace: WorkspaceId,
+    view: View,
+    /// All users that come out, in this stream or beside it.
+    pinned: Arc<UserSet>,
+    /// Epoch of the directory that `fates` is right for.
+    epoch: Option<i64>,
+    fates: HashMap<u32, Fate>,
+    /// Users this stream has withheld because another record was to speak for them.
+    silent: UserSet,
+}
+
+impl Records {
+    pub(crate) fn new(
+        store: Store,
+        workspace: WorkspaceId,
+        view: View,
+        pinned: Arc<UserSet>,
+    ) -> Self {
+        Self {
+            store,
+            workspace,
+            view,
+            pinned,
+            epoch: None,
+            fates: HashMap::new(),
+            silent: UserSet::new(),
+        }
+    }
+
+    /// The records of some pinned users, in order, as the directory is now.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub(crate) async fn read(&mut self, users: &[u32]) -> Result<Vec<Record>> {
+        // What became of the users and what is known of them must be of one moment: a user who is
+        // merged in between would come out with nothing and without a reason.
+        let name = "audience_batch";
+        let (mut tx, directory) = self.store.directory_snapshot(name, self.workspace).await?;
+        if self.epoch != Some(directory.epoch) {
+            self.fates = fates(&self.pinned, &directory.tombstones, &self.silent);
+            self.epoch = Some(directory.epoch);
+        }
+        let mut records: Vec<Record> = users.iter().map(|&user| self.begin(user)).collect();
+        let printed: Vec<u32> = records
+            .iter()
+            .filter(|record| record.withheld.is_none())
+            .map(|record| self.printed(record.user_no))
+            .collect();
+        let mut external_ids = HashMap::new();
+        let mut others = Vec::new();
+        if self.view != View::UserNo && !printed.is_empty() {
+            external_ids = audience::external_ids(&mut tx, self.workspace, &printed).await?;
+        }
+        if self.view == View::Full && !printed.is_empty() {
+            others = audience::aliases_and_devices(&mut tx, self.workspace, &printed).await?;
+        }
+        tx.commit().await?;
+        let place: HashMap<u32, usize> = records
+            .iter()
+            .enumerate()
+            .filter(|(_, record)| record.withheld.is_none())
+            .map(|(place, record)| (self.printed(record.user_no), place))
+            .collect();
+        if self.view != View::UserNo {
+            for (user, &place) in &place {
+                let found = external_ids.remove(user).ok_or_else(|| {
+                    Error::internal(format!("user {user} is live but not in the directory"))
+                })?;
+                records[place].external_id = found.unwrap_or_default();
+            }
+        }
+        for (user, identifier) in others {
+            let record = &mut records[place[&user]];
+            match identifier.kind {
+                IdentifierKind::Alias => record.aliases.push((identifier.label, identifier.id)),
+                IdentifierKind::DeviceId => record.device_ids.push(identifier.id),
+                IdentifierKind::ExternalId => {}
+            }
+        }
+        let merged = records
+            .iter()
+            .filter(|record| record.withheld == Some(Withheld::Merged));
+        self.silent.extend(merged.map(|record| record.user_no));
+        Ok(records)
+    }
+
+    fn begin(&self, user_no: u32) -> Record {
+        let withheld = match self.fates.get(&user_no) {
+            Some(Fate::Withheld(why)) => Some(*why),
+            Some(Fate::Replaced(_)) | None => None,
+        };
+        Record {
+            user_no,
+            withheld,
+            ..Record::default()
+        }
+    }
+
+    /// The user whose identifiers stand in the record of a pinned one.
+    fn printed(&self, user: u32) -> u32 {
+        match self.fates.get(&user) {
+            Some(Fate::Replaced(survivor)) => *survivor,
+            _ => user,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ERASED: Fate = Fate::Withheld(Withheld::Erased);
+    const MERGED: Fate = Fate::Withheld(Withheld::Merged);
+
+    fn of(pinned: &[u32], tombstones: &Tombstones, silent: &[u32]) -> Vec<(u32, Fate)> {
+        let set = |users: &[u32]| users.iter().copied().collect::<UserSet>();
+        let mut fates: Vec<_> = fates(&set(pinned), tombstones, &set(silent))
+            .into_iter()
+            .collect();
+        fates.sort_unstable_by_key(|(user, _)| *user);
+        fates
+    }
+
+    #[test]
+    fn nobody_comes_out_twice_and_nobody_live_is_lost() {
+        let mut tombstones = Tombstones::default();
+        tombstones.delete(1);
+        tombstones.merge(2, 3);
+        tombstones.merge(4, 90);
+        tombstones.merge(5, 90);
+        assert_eq!(
+            of(&[1, 2, 3, 4, 5, 6], &tombstones, &[]),
+            [
+                (1, ERASED),
+                (2, MERGED),
+                (4, Fate::Replaced(90)),
+                (5, MERGED)
+            ]
+        );
+    }
+
+    #[test]
+    fn a_chain_of_merges_leads_to_its_end() {
+        let mut tombstones = Tombstones::default();
+        tombstones.merge(1, 2);
+        tombstones.merge(2, 90);
+        assert_eq!(
+            of(&[1, 2], &tombstones, &[]),
+            [(1, Fate::Replaced(90)), (2, MERGED)]
+        );
+        tombstones.delete(90);
+        assert_eq!(of(&[1, 2], &tombstones, &[]), [(1, ERASED), (2, ERASED)]);
+    }
+
+    #[test]
+    fn who_was_to_be_spoken_for_by_another_does_not_silence_that_one() {
+        // 1 was withheld for 2; then 2 was merged as well, before its record was sent.
+        let mut tombstones = Tombstones::default();
+        tombstones.merge(1, 2);
+        tombstones.merge(2, 90);
+        assert_eq!(
+            of(&[1, 2], &tombstones, &[1]),
+            [(1, MERGED), (2, Fate::Replaced(90))]
+        );
+    }
+}

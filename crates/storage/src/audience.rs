@@ -1,0 +1,122 @@
+//! Reading audiences: the cohorts an evaluation starts from, and what is printed of its users.
+
+use std::collections::HashMap;
+
+use muster_domain::{
+    error::Error,
+    identifier::{Identifier, IdentifierKind},
+};
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use crate::{Result, Timestamp, WorkspaceId, resolutions::CohortRead};
+
+/// The current versions of cohorts, by partner and partner's id, and the database's time.
+///
+/// # Errors
+/// If the database fails.
+pub async fn cohorts_now(
+    conn: &mut PgConnection,
+    workspace: WorkspaceId,
+    ids: &[Uuid],
+) -> Result<(Vec<CohortRead>, Timestamp)> {
+    let cohorts = sqlx::query_as!(
+        CohortRead,
+        r#"SELECT c.cohort_id AS id, c.partner, c.partner_cohort_id, c.name, c.version,
+                  v.published_at AS "published_at?"
+           FROM cohort c
+           LEFT JOIN cohort_version v
+             ON v.workspace_id = c.workspace_id AND v.cohort_id = c.cohort_id AND v.version = c.version
+           WHERE c.workspace_id = $1 AND c.cohort_id = ANY($2)
+           ORDER BY c.partner, c.partner_cohort_id"#,
+        workspace.0,
+        ids,
+    )
+    .fetch_all(&mut *conn)
+    .await?;
+    let now = sqlx::query_scalar!(r#"SELECT clock_timestamp() AS "now!""#)
+        .fetch_one(conn)
+        .await?;
+    Ok((cohorts, now))
+}
+
+/// The current version of a cohort; 0 if it does not exist.
+///
+/// # Errors
+/// If the database fails.
+pub async fn cohort_version(
+    conn: &mut PgConnection,
+    workspace: WorkspaceId,
+    cohort: Uuid,
+) -> Result<i64> {
+    let version = sqlx::query_scalar!(
+        "SELECT version FROM cohort WHERE workspace_id = $1 AND cohort_id = $2",
+        workspace.0,
+        cohort,
+    )
+    .fetch_optional(conn)
+    .await?;
+    Ok(version.unwrap_or(0))
+}
+
+/// The external ids of the live ones among these users; `None` for an anonymous user.
+///
+/// # Errors
+/// If the database fails.
+pub async fn external_ids(
+    conn: &mut PgConnection,
+    workspace: WorkspaceId,
+    users: &[u32],
+) -> Result<HashMap<u32, Option<String>>> {
+    let rows = sqlx::query!(
+        "SELECT user_no, external_id FROM directory_user
+         WHERE workspace_id = $1 AND user_no = ANY($2) AND state = 1",
+        workspace.0,
+        &to_sql(users),
+    )
+    .fetch_all(conn)
+    .await?;
+    rows.into_iter()
+        .map(|row| Ok((from_sql(row.user_no)?, row.external_id)))
+        .collect()
+}
+
+/// The aliases and devices of these users, by user, kind, label and id.
+///
+/// # Errors
+/// If the database fails.
+pub async fn aliases_and_devices(
+    conn: &mut PgConnection,
+    workspace: WorkspaceId,
+    users: &[u32],
+) -> Result<Vec<(u32, Identifier)>> {
+    let rows = sqlx::query!(
+        "SELECT user_no, kind, label, id FROM user_identifier
+         WHERE workspace_id = $1 AND user_no = ANY($2) AND kind IN (2, 3)
+         ORDER BY user_no, kind, label, id",
+        workspace.0,
+        &to_sql(users),
+    )
+    .fetch_all(conn)
+    .await?;
+    rows.into_iter()
+        .map(|row| {
+            let kind = u8::try_from(row.kind).ok();
+            let kind = kind.and_then(IdentifierKind::from_code);
+            let identifier = Identifier {
+                kind: kind.ok_or_else(|| Error::internal("unknown kind of identifier"))?,
+                label: row.label,
+                id: row.id,
+            };
+            Ok((from_sql(row.user_no)?, identifier))
+        })
+        .collect()
+}
+
+fn to_sql(users: &[u32]) -> Vec<i64> {
+    users.iter().copied().map(i64::from).collect()
+}
+
+fn from_sql(user_no: i64) -> Result<u32> {
+    Ok(u32::try_from(user_no).map_err(Error::internal)?)
+}
