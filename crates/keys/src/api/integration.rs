@@ -81,7 +81,7 @@ impl IntegrationService for Api {
         request: Request<pb::ListPartnersRequest>,
     ) -> RpcResult<pb::ListPartnersResponse> {
         respond(async {
-            // A workspace bound to must see them, too, to enable one.
+            // Whoever is bound to a workspace sees them all, too, to enable one.
             let (_, body) = admitted(request);
             let page = wire::page_by_slug(body.page_size, &body.page_token)?;
             let mut connection = self.store.connection().await?;

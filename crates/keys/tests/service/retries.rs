@@ -5,7 +5,7 @@ use muster_proto::keys::v1 as pb;
 use muster_storage::Timestamp;
 use tokio_util::sync::CancellationToken;
 
-use crate::support::{Muster, fields, new_key, new_token, reason, revoke_key, rotate_key};
+use crate::support::{Muster, fields, new_key, new_token, reason, revoke_key, rotate_key, soon};
 
 #[tokio::test]
 async fn a_repeated_request_changes_nothing() {
@@ -148,7 +148,7 @@ async fn a_key_made_to_expire_soon_is_still_repeated_afterwards() {
         ..new_key("acme", "r1")
     };
     let created = keys.create_key(request.clone()).await.unwrap().into_inner();
-    while muster.admits(&created.secret).await.is_ok() {}
+    soon(async || muster.admits(&created.secret).await.is_err()).await;
     let again = keys.create_key(request).await.unwrap().into_inner();
     assert_eq!(again.key, created.key);
 }
@@ -169,15 +169,14 @@ async fn old_answers_are_forgotten_and_housekeeping_ends_when_told() {
     .unwrap();
     let shutdown = CancellationToken::new();
     let work = tokio::spawn(housekeeping(muster.store.clone(), shutdown.clone()));
-    loop {
+    soon(async || {
         let kept: Vec<String> = sqlx::query_scalar("SELECT request_id FROM request_log")
             .fetch_all(&mut *sql)
             .await
             .unwrap();
-        if kept == ["young"] {
-            break;
-        }
-    }
+        kept == ["young"]
+    })
+    .await;
     shutdown.cancel();
     work.await.unwrap();
 }

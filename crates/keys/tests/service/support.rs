@@ -1,5 +1,7 @@
 //! A running server, and short names for what every story needs.
 
+use std::time::Duration;
+
 use muster_client::{Connection, Credential};
 use muster_domain::credential::Secret;
 use muster_keys::{Settings, bootstrap_operator, register};
@@ -137,12 +139,14 @@ impl Muster {
         let mut sql = self.store.connection().await.unwrap();
         let waiting = "SELECT count(*) FROM pg_stat_activity
                        WHERE wait_event_type = 'Lock' AND datname = current_database()";
-        while sqlx::query_scalar::<_, i64>(waiting)
-            .fetch_one(&mut *sql)
-            .await
-            .unwrap()
-            == 0
-        {}
+        soon(async || {
+            let count: i64 = sqlx::query_scalar(waiting)
+                .fetch_one(&mut *sql)
+                .await
+                .unwrap();
+            count > 0
+        })
+        .await;
     }
 
     /// All audit events, oldest first.
@@ -169,6 +173,15 @@ pub(crate) async fn admitted(caller: &Connection) -> Result<(), String> {
         Code::Unimplemented => Ok(()),
         _ => Err(reason(&status)),
     }
+}
+
+/// Asks until the answer is yes.
+pub(crate) async fn soon(mut holds: impl AsyncFnMut() -> bool) {
+    let asked = async { while !holds().await {} };
+    let limit = Duration::from_secs(10);
+    tokio::time::timeout(limit, asked)
+        .await
+        .expect("it comes true within 10 s");
 }
 
 fn connect(endpoint: &str, secret: &str) -> Connection {
