@@ -1,6 +1,6 @@
 //! The database a server runs on: one the operator names, or a private one in the data directory.
 
-use std::{fs, path::PathBuf};
+use std::path::PathBuf;
 
 use muster_launcher::{Cluster, Config};
 use muster_storage::{Settings, Store, schema};
@@ -82,8 +82,6 @@ impl Database {
 
 async fn start(args: &DatabaseArgs, global: &Global) -> Result<Cluster> {
     let directory = global.data_dir();
-    fs::create_dir_all(&directory)
-        .map_err(|error| CliError::Failed(format!("{}: {error}", directory.display())))?;
     remark(&format!(
         "starting a private Postgres in {}",
         directory.display()

@@ -29,6 +29,8 @@ pub struct Settings {
     pub import_expiry: Duration,
     /// Rejected identifiers are listed for so long after their import ended.
     pub rejected_retention: Duration,
+    /// Former versions of cohorts can be looked into for so long.
+    pub history_retention: Duration,
     /// A stream on which the client says nothing for so long is ended; the import stays open.
     pub idle_timeout: Duration,
     /// How often an idle stream checks that its credential is still accepted.
@@ -41,6 +43,7 @@ impl Default for Settings {
         Self {
             import_expiry: DAY,
             rejected_retention: 30 * DAY,
+            history_retention: 400 * DAY,
             idle_timeout: Duration::from_secs(120),
             credential_check: Duration::from_millis(500),
         }
@@ -76,18 +79,31 @@ pub fn register(
     );
 }
 
-/// Cleans up abandoned imports, once a minute, until `shutdown`.
+/// Cleans up abandoned imports and old history, once a minute, until `shutdown`.
+///
+/// A failure is logged and tried again a minute later: nothing depends on it but disk space.
 pub async fn housekeeping(store: Store, settings: Settings, shutdown: CancellationToken) {
     const PERIOD: Duration = Duration::from_secs(60);
     loop {
-        match store.clean_up_imports(settings.rejected_retention).await {
-            Ok(0) => {}
-            Ok(expired) => tracing::info!(expired, "abandoned imports expired"),
-            Err(error) => tracing::warn!(%error, "abandoned imports were not cleaned up"),
+        if let Err(error) = clean_up(&store, &settings).await {
+            let cause = &error as &dyn std::error::Error;
+            tracing::warn!(cause, "could not clean up imports and history");
         }
         tokio::select! {
             () = tokio::time::sleep(PERIOD) => {}
             () = shutdown.cancelled() => return,
         }
     }
+}
+
+async fn clean_up(store: &Store, settings: &Settings) -> muster_storage::Result<()> {
+    let expired = store.clean_up_imports(settings.rejected_retention).await?;
+    if expired > 0 {
+        tracing::info!(expired, "abandoned imports expired");
+    }
+    let forgotten = store.forget_history(settings.history_retention).await?;
+    if forgotten > 0 {
+        tracing::info!(forgotten, "forgot old versions of cohorts");
+    }
+    Ok(())
 }

@@ -65,18 +65,23 @@ impl<'a> Entry<'a> {
         }
     }
 
-    /// The cohort, created and named as the client says.
+    /// The cohort, created if it does not exist.
     pub(crate) async fn cohort(&self, conn: &mut Connection) -> Result<Cohort> {
         let key = self.cohort_key();
         cohorts::ensure(conn, self.workspace, key).await?;
         let found = cohorts::find(conn, self.workspace, key).await?;
-        let mut cohort = found.expect("it exists or was created in this transaction");
+        let cohort = found.expect("it exists or was created in this transaction");
         cohort.check_not_archived()?;
+        Ok(cohort)
+    }
+
+    /// Gives the cohort the name that came with the import, if any. Locks the cohort, so the import
+    /// must be locked before: that is the order everywhere.
+    pub(crate) async fn name(&self, conn: &mut Connection, cohort: &Cohort) -> Result<()> {
         if !self.open.name.is_empty() && self.open.name != cohort.name {
             cohorts::rename(conn, self.workspace, cohort.id, &self.open.name).await?;
-            cohort.name.clone_from(&self.open.name);
         }
-        Ok(cohort)
+        Ok(())
     }
 }
 
@@ -140,6 +145,7 @@ impl Ingest {
                 import.fence = imports::take_over(&mut tx, workspace, new.id, expiry).await?;
             }
         }
+        entry.name(&mut tx, &cohort).await?;
         tx.commit().await?;
         Ok(Writer {
             workspace,

@@ -93,6 +93,7 @@ impl Ingest {
             return Ok(None);
         }
         let mut import = imports::lock(&mut tx, workspace, new.id).await?;
+        entry.name(&mut tx, &cohort).await?;
         let digest = batch.digest(ImportDigest::default());
         let (batch, rejected) = resolve(&mut tx, workspace, batch, &digest).await?;
         import.next_offset = batch.identifier_count;

@@ -3,6 +3,8 @@
 //! The cohort at version V is the newest checkpoint at or before V with the deltas up to V applied.
 //! Publishing inserts rows and bumps the version; it never rewrites the set.
 
+use std::time::Duration;
+
 use muster_domain::{
     import::Publication,
     user_set::{self, UserSet},
@@ -10,7 +12,7 @@ use muster_domain::{
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use crate::{Result, Timestamp, WorkspaceId};
+use crate::{Result, Store, Timestamp, WorkspaceId, imports::interval};
 
 /// Deltas may grow to this many bytes before a checkpoint is worth writing.
 const MIN_DELTA_BYTES: i64 = 64 * 1024;
@@ -236,6 +238,40 @@ pub async fn last_change(
             Some(last) => below = last.version,
             None => return Ok(None),
         }
+    }
+}
+
+impl Store {
+    /// Forgets the history of cohorts that is older than `retention` and not needed to read the
+    /// current version: deltas up to the newest checkpoint, and earlier checkpoints. What a version
+    /// counted stays. Returns how many deltas it forgot.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn forget_history(&self, retention: Duration) -> Result<u64> {
+        let mut tx = self.begin("forget_history").await?;
+        let deltas = sqlx::query!(
+            "DELETE FROM cohort_delta d USING cohort c, cohort_version v
+             WHERE c.workspace_id = d.workspace_id AND c.cohort_id = d.cohort_id
+               AND v.workspace_id = d.workspace_id AND v.cohort_id = d.cohort_id
+               AND v.version = d.version AND d.version <= c.checkpoint_version
+               AND v.published_at < now() - $1::interval",
+            interval(retention),
+        )
+        .execute(&mut *tx)
+        .await?;
+        sqlx::query!(
+            "DELETE FROM cohort_checkpoint k USING cohort c, cohort_version v
+             WHERE c.workspace_id = k.workspace_id AND c.cohort_id = k.cohort_id
+               AND v.workspace_id = k.workspace_id AND v.cohort_id = k.cohort_id
+               AND v.version = k.version AND k.version < c.checkpoint_version
+               AND v.published_at < now() - $1::interval",
+            interval(retention),
+        )
+        .execute(&mut *tx)
+        .await?;
+        tx.commit().await?;
+        Ok(deltas.rows_affected())
     }
 }
 

@@ -33,7 +33,7 @@ const SHOWN_MALFORMED: usize = 20;
 ///
 /// Every row is accounted for: the table says what became of each, and `muster import rejected`
 /// lists those that had no effect. A malformed row is counted and listed, the others are sent. The
-/// exit code is 1 if a file was not published.
+/// exit code is 1 if a file was not published or had malformed rows.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Export {
     /// The files
@@ -122,11 +122,14 @@ impl Export {
                 }
             }
         }
-        let published = |sent: &Result<FileReport, _>| match sent {
-            Ok(report) => !matches!(report.delivery, Delivery::AwaitingConfirmation { .. }),
+        let complete = |sent: &Result<FileReport, _>| match sent {
+            Ok(report) => {
+                report.tally.malformed.is_empty()
+                    && !matches!(report.delivery, Delivery::AwaitingConfirmation { .. })
+            }
             Err(_) => false,
         };
-        match sent.iter().all(published) {
+        match sent.iter().all(complete) {
             true => Ok(()),
             false => Err(CliError::Partial),
         }

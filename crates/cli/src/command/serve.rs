@@ -68,6 +68,16 @@ pub(crate) struct ServingArgs {
         hide_env_values = true
     )]
     resolution_retention: std::time::Duration,
+    /// How long former versions of cohorts can be looked into
+    #[arg(
+        long,
+        env = "MUSTER_HISTORY_RETENTION",
+        value_name = "DURATION",
+        default_value = "400d",
+        value_parser = crate::when::duration,
+        hide_env_values = true
+    )]
+    history_retention: std::time::Duration,
     /// How long open calls may go on once Muster was told to stop
     #[arg(
         long,
@@ -97,6 +107,7 @@ impl ServingArgs {
             rest_requests_per_hour: self.rest_requests_per_hour,
             ingest: muster_ingest::Settings {
                 import_expiry: self.import_expiry,
+                history_retention: self.history_retention,
                 ..defaults.ingest
             },
             resolution_retention: self.resolution_retention,

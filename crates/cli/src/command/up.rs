@@ -73,7 +73,8 @@ impl Up {
         }
         fs::create_dir_all(data_dir)
             .map_err(|error| CliError::Failed(format!("{}: {error}", data_dir.display())))?;
-        let token_file = operator_token(&store, data_dir).await?;
+        let token_file = data_dir.join("operator.token");
+        operator_token(&store, &token_file).await?;
         let servers = BTreeSet::from(Server::ALL);
         let listeners = self.serving.bind(&servers).await?;
         let (grpc, rest) = (listeners.grpc_url(), listeners.rest_url());
@@ -95,11 +96,10 @@ fn absolute(path: &Path) -> Result<PathBuf> {
         .map_err(|error| CliError::Failed(format!("{}: {error}", path.display())))
 }
 
-/// The file with the operator's token, which is made anew unless the one in it is still accepted.
-async fn operator_token(store: &Store, data_dir: &Path) -> Result<PathBuf> {
-    let path = data_dir.join("operator.token");
+/// Puts the operator's token into a file, unless the one in it is still accepted.
+pub(crate) async fn operator_token(store: &Store, path: &Path) -> Result<()> {
     let failed = |error| CliError::Failed(format!("{}: {error}", path.display()));
-    if let Ok(text) = fs::read_to_string(&path)
+    if let Ok(text) = fs::read_to_string(path)
         && let Ok(secret) = Secret::parse(text.trim())
     {
         let mut connection = store.connection().await?;
@@ -108,19 +108,18 @@ async fn operator_token(store: &Store, data_dir: &Path) -> Result<PathBuf> {
             found.kind == Kind::ServiceToken && found.state == State::Active
         };
         if found.as_ref().is_some_and(accepted) {
-            return Ok(path);
+            return Ok(());
         }
     }
     let secret = muster_keys::bootstrap_operator(store)
         .await
         .map_err(|error| CliError::Failed(error.to_string()))?;
     // Written beside and renamed, so that no one reads half a token; only the owner may read it.
-    let draft = data_dir.join(".operator.token");
+    let draft = path.with_extension("draft");
     let mut options = fs::OpenOptions::new();
     let options = options.write(true).create(true).truncate(true).mode(0o600);
     let mut file = options.open(&draft).map_err(failed)?;
     writeln!(file, "{}", secret.expose()).map_err(failed)?;
     file.sync_all().map_err(failed)?;
-    fs::rename(&draft, &path).map_err(failed)?;
-    Ok(path)
+    fs::rename(&draft, path).map_err(failed)
 }
