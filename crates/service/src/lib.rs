@@ -19,6 +19,7 @@
 
 pub mod authorization;
 pub mod caller;
+pub mod consistency;
 pub mod once;
 pub mod page;
 pub mod response;
@@ -27,6 +28,7 @@ pub mod telemetry;
 pub mod wire;
 
 pub use caller::{Caller, admitted};
+pub use consistency::ConsistencyToken;
 pub use once::{Once, once};
 pub use page::Page;
 pub use response::{RpcResult, respond, status};
