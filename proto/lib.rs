@@ -7,6 +7,10 @@ macro_rules! package {
         #[doc = $doc]
         pub mod $name {
             /// Version 1.
+            #[allow(
+                clippy::allow_attributes_without_reason,
+                reason = "generated code is as it is"
+            )]
             pub mod v1 {
                 include!(concat!(
                     env!("OUT_DIR"),
