@@ -22,7 +22,7 @@ async fn an_import_survives_connections_cut_at_random_points() {
         .await;
     let mut runner = TestRunner::deterministic();
     for round in 0..5 {
-        let points = proptest::collection::vec(1usize..700_000, 4);
+        let points = proptest::collection::vec(1usize..300_000, 4);
         let points = points.new_tree(&mut runner).unwrap().current();
         let proxy = Proxy::start(&muster.grpc, points.clone()).await;
         let connection = connect(&proxy.url, &muster.client_secret);
