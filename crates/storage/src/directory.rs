@@ -1,13 +1,29 @@
-//! The user directory: reading it, matching against it, following its changes.
+//! The user directory: changing it, reading it, matching against it, following its changes.
 //!
-//! Changes take the row lock of [`lock`], bump the epoch and stamp what they touch, so changes are
-//! totally ordered and a reader can follow them by epoch without gaps.
+//! Every change locks the workspace's row of `directory`, bumps the epoch and stamps what it
+//! touches, so changes are totally ordered and a reader can follow them by epoch without gaps. A
+//! call that turns out to change nothing leaves the epoch as it is.
+//!
+//! A change costs a fixed number of statements, however many entries it has: [`change`] locks and
+//! looks all their identifiers up, the operation decides in memory, in order, then writes in bulk.
 
+mod change;
+mod delete;
+mod find;
 mod follow;
+mod identify;
 mod matching;
+mod merge;
+mod upsert;
 
+pub use change::Changed;
+pub use delete::{Deleted, delete};
+pub use find::{User, find, owner};
 pub use follow::{Directory, DirectoryCache};
+pub use identify::{Identification, Identified, identify};
 pub use matching::{Match, identified_since, match_identifiers};
+pub use merge::{Merge, Merged, merge};
+pub use upsert::{Conflict, Upserted, UserRecord, upsert};
 
 use sqlx::PgConnection;
 

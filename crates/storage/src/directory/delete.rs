@@ -1,0 +1,117 @@
+//! Erasing users: the number stays as a tombstone, every identifier goes.
+
+use muster_domain::{identifier::IdentifierRef, user_set::UserSet};
+use sqlx::PgConnection;
+
+use super::change::{Changed, lock, look_up, numbers};
+use crate::{Result, WorkspaceId};
+
+/// What became of an entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Deleted {
+    /// The user was erased, by this entry or by an earlier one of the same call that named the same
+    /// user.
+    Deleted(u32),
+    /// No user has the identifier.
+    NotFound,
+}
+
+/// Erases the users that have these identifiers, all of which are well-formed.
+///
+/// Users merged into them earlier keep pointing at them, and so are deleted with them.
+///
+/// # Errors
+/// If the database fails.
+pub async fn delete(
+    conn: &mut PgConnection,
+    workspace: WorkspaceId,
+    users: &[IdentifierRef<'_>],
+) -> Result<Changed<Deleted>> {
+    let mut directory = lock(conn, workspace).await?;
+    let known = look_up(conn, workspace, users.iter().copied()).await?;
+    let outcomes = users
+        .iter()
+        .map(|identifier| match known.owners.get(identifier) {
+            Some(&user) => Deleted::Deleted(user),
+            None => Deleted::NotFound,
+        })
+        .collect();
+    let gone: UserSet = known.owners.into_values().collect();
+    if !gone.is_empty() {
+        let epoch = directory.advance(conn, 0).await?;
+        erase(conn, workspace, epoch, &numbers(&gone)).await?;
+    }
+    Ok(directory.changed(outcomes))
+}
+
+async fn erase(
+    conn: &mut PgConnection,
+    workspace: WorkspaceId,
+    epoch: i64,
+    users: &[i64],
+) -> Result<()> {
+    sqlx::query!(
+        "UPDATE directory_user SET state = 3, external_id = NULL, epoch = $3
+         WHERE workspace_id = $1 AND user_no = ANY ($2)",
+        workspace.0,
+        users,
+        epoch,
+    )
+    .execute(&mut *conn)
+    .await?;
+    let erased = sqlx::query!(
+        "DELETE FROM user_identifier WHERE workspace_id = $1 AND user_no = ANY ($2)
+         RETURNING kind, label, id",
+        workspace.0,
+        users,
+    )
+    .fetch_all(&mut *conn)
+    .await?;
+    let kinds: Vec<i16> = erased.iter().map(|row| row.kind).collect();
+    let labels: Vec<&[u8]> = erased.iter().map(|row| row.label.as_bytes()).collect();
+    let ids: Vec<&[u8]> = erased.iter().map(|row| row.id.as_bytes()).collect();
+    forget_rejected(conn, workspace, &kinds, &labels, &ids).await
+}
+
+/// Erases identifiers from the lists of rejected ones, label and id; position, reason, effect and
+/// kind stay, so that the accounting of those imports still adds up.
+async fn forget_rejected(
+    conn: &mut PgConnection,
+    workspace: WorkspaceId,
+    kinds: &[i16],
+    labels: &[&[u8]],
+    ids: &[&[u8]],
+) -> Result<()> {
+    // The first pass finds the few rows concerned with one hash join over all entries; only those
+    // are taken apart again to be rewritten.
+    sqlx::query!(
+        "WITH erased (kind, label, id) AS MATERIALIZED (
+             SELECT kind, label, id
+             FROM unnest($2::smallint[], $3::bytea[], $4::bytea[]) AS erased (kind, label, id)
+         ), concerned (import_id, first_offset) AS MATERIALIZED (
+             SELECT DISTINCT r.import_id, r.first_offset
+             FROM import_rejected r
+             CROSS JOIN LATERAL unnest(r.kinds, r.labels, r.ids) AS sent (kind, label, id)
+             JOIN erased USING (kind, label, id)
+             WHERE r.workspace_id = $1
+         )
+         UPDATE import_rejected r
+         SET (labels, ids) = (
+             SELECT array_agg(CASE WHEN erased.id IS NULL THEN sent.label END ORDER BY position),
+                    array_agg(CASE WHEN erased.id IS NULL THEN sent.id END ORDER BY position)
+             FROM unnest(r.kinds, r.labels, r.ids)
+                  WITH ORDINALITY AS sent (kind, label, id, position)
+             LEFT JOIN erased USING (kind, label, id)
+         )
+         FROM concerned
+         WHERE r.workspace_id = $1 AND r.import_id = concerned.import_id
+           AND r.first_offset = concerned.first_offset",
+        workspace.0,
+        kinds,
+        labels as &[&[u8]],
+        ids as &[&[u8]],
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
