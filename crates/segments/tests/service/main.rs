@@ -1,0 +1,11 @@
+//! The segment-query server as its callers meet it: a real server on a loopback port, a real client,
+//! a real Postgres. Users and cohorts are seeded as the other servers would leave them.
+
+mod audience;
+mod check;
+mod demands;
+mod deployment;
+mod diff;
+mod interruption;
+mod saved;
+mod withheld;
