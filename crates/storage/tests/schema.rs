@@ -1,5 +1,7 @@
 //! The schema as servers meet it: empty, up to date, newer, changed.
 
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
 use muster_storage::{Settings, Store};
 use sqlx::{Connection as _, PgConnection};
 
