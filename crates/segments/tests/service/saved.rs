@@ -291,7 +291,7 @@ async fn a_change_that_would_spoil_a_segment_that_uses_it_is_refused() {
         "{}",
         refused.message()
     );
-    let wide = vec![r#"segment("large")"#; 2].join(" or ");
+    let wide = [r#"segment("large")"#; 2].join(" or ");
     let refused = it.try_segment("wide", &wide).await.unwrap_err();
     assert!(
         refused.message().contains("1000 nodes"),
