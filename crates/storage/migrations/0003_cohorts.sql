@@ -19,6 +19,7 @@ CREATE TABLE cohort (
     CONSTRAINT cohort_pkey PRIMARY KEY (workspace_id, cohort_id),
     CONSTRAINT cohort_partner_cohort_id_unique UNIQUE (workspace_id, partner, partner_cohort_id)
 );
+CREATE INDEX cohort_name_index ON cohort (workspace_id, partner, name);
 COMMENT ON TABLE cohort IS 'A named set of users pushed by a partner.';
 COMMENT ON COLUMN cohort.cohort_id IS 'UUIDv7, so that ids sort by creation.';
 COMMENT ON COLUMN cohort.partner_cohort_id IS 'The partner''s id of the cohort.';
