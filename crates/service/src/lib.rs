@@ -1,6 +1,6 @@
 //! What every Muster server shares.
 //!
-//! A server crate implements a generated tonic trait, hands it to [`server::Server`] and gets
+//! A server crate implements a generated tonic trait, hands it to [`server::Services`] and gets
 //! limits, credentials, authorisation, health, reflection and an orderly end. A handler reads:
 //!
 //! ```text

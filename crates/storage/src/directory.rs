@@ -4,7 +4,7 @@
 //! touches, so changes are totally ordered and a reader can follow them by epoch without gaps. A
 //! call that turns out to change nothing leaves the epoch as it is.
 //!
-//! A change costs a fixed number of statements, however many entries it has: [`change`] locks and
+//! A change costs a fixed number of statements, however many entries it has: `change` locks and
 //! looks all their identifiers up, the operation decides in memory, in order, then writes in bulk.
 
 mod change;

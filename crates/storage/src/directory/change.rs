@@ -91,13 +91,20 @@ pub(super) async fn look_up<'a>(
     let labels: Vec<&str> = sent.iter().map(|i| i.label).collect();
     let ids: Vec<&str> = sent.iter().map(|i| i.id).collect();
     let found = sqlx::query!(
-        r#"SELECT sent.position AS "position!", i.user_no,
-                  (u.external_id IS NOT NULL) AS "identified!"
+        // One probe of the index for each, whatever the planner believes of their number: left to
+        // itself it may read the whole table.
+        r#"SELECT sent.position AS "position!", found.user_no AS "user_no!",
+                  found.identified AS "identified!"
            FROM unnest($2::smallint[], $3::text[], $4::text[])
                 WITH ORDINALITY AS sent (kind, label, id, position)
-           JOIN user_identifier i
-             ON i.workspace_id = $1 AND i.kind = sent.kind AND i.label = sent.label AND i.id = sent.id
-           JOIN directory_user u ON u.workspace_id = $1 AND u.user_no = i.user_no"#,
+           CROSS JOIN LATERAL (
+               SELECT i.user_no, u.external_id IS NOT NULL AS identified
+               FROM user_identifier i
+               JOIN directory_user u ON u.workspace_id = i.workspace_id AND u.user_no = i.user_no
+               WHERE i.workspace_id = $1 AND i.kind = sent.kind AND i.label = sent.label
+                 AND i.id = sent.id
+               LIMIT 1
+           ) AS found"#,
         workspace.0,
         &kinds,
         &labels as &[&str],

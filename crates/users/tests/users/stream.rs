@@ -38,7 +38,8 @@ impl Import {
     async fn send(&self, workspace: &str, users: Vec<UserRecord>) {
         let workspace = workspace.to_owned();
         let batch = ImportUsersRequest { workspace, users };
-        self.batches.send(batch).await.unwrap();
+        // If the stream has ended, its last answer says why.
+        let _ = self.batches.send(batch).await;
     }
 
     async fn answer(&mut self) -> Result<Option<ImportUsersResponse>, Status> {
