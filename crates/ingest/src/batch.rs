@@ -98,25 +98,7 @@ impl Changes {
 
 /// Matches a batch against the directory of this moment. `digest` is that of the import up to the
 /// end of the batch. Returns, apart, the identifiers that had no effect.
-///
-/// If there are some, the directory is held until the transaction ends, and matched again if it
-/// changed meanwhile: an erasure must find every identifier it has to erase, and finds only what is
-/// committed.
 pub(crate) async fn resolve<'a>(
-    conn: &mut Connection,
-    workspace: WorkspaceId,
-    batch: &'a Changes,
-    digest: &ImportDigest,
-) -> Result<(Batch, Vec<Rejection<'a>>)> {
-    let resolved = match_batch(conn, workspace, batch, digest).await?;
-    if resolved.1.is_empty() || directory::hold(conn, workspace).await? == resolved.0.directory_epoch
-    {
-        return Ok(resolved);
-    }
-    match_batch(conn, workspace, batch, digest).await
-}
-
-async fn match_batch<'a>(
     conn: &mut Connection,
     workspace: WorkspaceId,
     batch: &'a Changes,

@@ -1,7 +1,7 @@
 //! Imports as things to look at and decide about.
 
 use muster_domain::error::{Error, FieldContext as _, Kind, Result};
-use muster_service::{Caller, Page};
+use muster_service::{Caller, Page, page};
 use muster_storage::{
     Connection, Timestamp, Tx, WorkspaceId,
     cohorts::CohortKey,
@@ -9,7 +9,7 @@ use muster_storage::{
     rejected::{self, Rejected},
 };
 
-use crate::{Ingest, cohorts, open::finished, session::Published};
+use crate::{Ingest, cohorts, open::finished, publish::Outcome, session::Published};
 
 /// Rejected identifiers on a page if the caller does not say.
 pub(crate) const DEFAULT_REJECTED: i64 = 1_000;
@@ -83,11 +83,15 @@ impl Ingest {
         let mut connection = self.store.connection().await?;
         let found = imports::find(&mut connection, workspace, id).await?;
         visible(caller, id, found)?;
-        let from = page.after.map_or(0, |last| last + 1);
+        let from = page.after.map_or(0, |last| last.saturating_add(1));
         let limit = usize::try_from(page.limit()).expect("a page size is small and positive");
         let mut found = rejected::list(&mut connection, workspace, id, from, limit).await?;
-        let next = page.cut(&mut found, |last| last.position);
-        Ok((found, next))
+        let mut next = page.cut(&mut found.identifiers, |last| last.position);
+        if next.is_empty() && found.more {
+            let last = found.identifiers.last().map(|last| last.position);
+            next = last.map(|last| page::encode(&last)).unwrap_or_default();
+        }
+        Ok((found.identifiers, next))
     }
 
     /// Publishes a replacement that awaits confirmation, in a transaction of the caller's. Returns
@@ -100,8 +104,17 @@ impl Ingest {
         id: &str,
     ) -> Result<Option<Published>> {
         let import = lock(tx, caller, workspace, id).await?;
-        if import.state == State::AwaitingConfirmation {
-            return self.confirm(tx, caller, workspace, &import).await;
+        match import.state {
+            State::AwaitingConfirmation => {
+                return self.confirm(tx, caller, workspace, &import).await;
+            }
+            // The answer of a first call may have been lost.
+            State::Committed => {
+                if let Outcome::Published(published) = self.answer(tx, workspace, &import).await? {
+                    return Ok(Some(published));
+                }
+            }
+            State::Open | State::Aborted | State::Expired => {}
         }
         Err(Error::new(
             Kind::FailedPrecondition,

@@ -8,6 +8,7 @@
 mod api;
 mod batch;
 mod cohorts;
+mod gate;
 mod imports;
 mod open;
 mod publish;
@@ -22,17 +23,21 @@ use muster_service::server::Services;
 use muster_storage::Store;
 use tokio_util::sync::CancellationToken;
 
+use crate::gate::Gate;
+
 /// How the server treats imports.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// An import that makes no progress for so long expires.
     pub import_expiry: Duration,
-    /// Rejected identifiers are listed for so long after their import ended.
-    pub rejected_retention: Duration,
+    /// An import is remembered, with its rejected identifiers, for so long after it ended.
+    pub import_retention: Duration,
     /// Former versions of cohorts can be looked into for so long.
     pub history_retention: Duration,
     /// A stream on which the client says nothing for so long is ended; the import stays open.
     pub idle_timeout: Duration,
+    /// How long an import waits for another one that is publishing into the same cohort.
+    pub cohort_wait: Duration,
     /// How often an idle stream checks that its credential is still accepted.
     pub credential_check: Duration,
 }
@@ -42,9 +47,10 @@ impl Default for Settings {
         const DAY: Duration = Duration::from_secs(24 * 60 * 60);
         Self {
             import_expiry: DAY,
-            rejected_retention: 30 * DAY,
+            import_retention: 30 * DAY,
             history_retention: 400 * DAY,
             idle_timeout: Duration::from_secs(120),
+            cohort_wait: Duration::from_secs(5),
             credential_check: Duration::from_millis(500),
         }
     }
@@ -55,6 +61,7 @@ impl Default for Settings {
 struct Ingest {
     store: Store,
     settings: Settings,
+    gate: Gate,
     shutdown: CancellationToken,
 }
 
@@ -71,6 +78,7 @@ pub fn register(
     let ingest = Ingest {
         store,
         settings,
+        gate: Gate::default(),
         shutdown,
     };
     services.add(
@@ -79,31 +87,30 @@ pub fn register(
     );
 }
 
-/// Cleans up abandoned imports and old history, once a minute, until `shutdown`.
+/// Expires abandoned imports every minute and forgets what is old every hour, until `shutdown`.
 ///
-/// A failure is logged and tried again a minute later: nothing depends on it but disk space.
+/// A failure is logged and tried again: nothing depends on it but disk space.
 pub async fn housekeeping(store: Store, settings: Settings, shutdown: CancellationToken) {
-    const PERIOD: Duration = Duration::from_secs(60);
+    let mut minutes = tokio::time::interval(Duration::from_secs(60));
+    let mut hours = tokio::time::interval(Duration::from_secs(60 * 60));
     loop {
-        if let Err(error) = clean_up(&store, &settings).await {
-            let cause = &error as &dyn std::error::Error;
-            tracing::warn!(cause, "could not clean up imports and history");
-        }
-        tokio::select! {
-            () = tokio::time::sleep(PERIOD) => {}
+        let (what, done) = tokio::select! {
             () = shutdown.cancelled() => return,
+            _ = minutes.tick() => ("abandoned imports expired", store.expire_imports().await),
+            _ = hours.tick() => ("forgot what is old", forget(&store, &settings).await),
+        };
+        match done {
+            Ok(0) => {}
+            Ok(count) => tracing::info!(count, "{what}"),
+            Err(error) => {
+                let cause = &error as &dyn std::error::Error;
+                tracing::warn!(cause, "could not clean up; trying again later");
+            }
         }
     }
 }
 
-async fn clean_up(store: &Store, settings: &Settings) -> muster_storage::Result<()> {
-    let expired = store.clean_up_imports(settings.rejected_retention).await?;
-    if expired > 0 {
-        tracing::info!(expired, "abandoned imports expired");
-    }
-    let forgotten = store.forget_history(settings.history_retention).await?;
-    if forgotten > 0 {
-        tracing::info!(forgotten, "forgot old versions of cohorts");
-    }
-    Ok(())
+async fn forget(store: &Store, settings: &Settings) -> muster_storage::Result<u64> {
+    let imports = store.forget_imports(settings.import_retention).await?;
+    Ok(imports + store.forget_history(settings.history_retention).await?)
 }

@@ -14,7 +14,7 @@ use muster_storage::{
 };
 
 use crate::{
-    Ingest,
+    Ingest, gate,
     session::{Open, Writer},
 };
 
@@ -51,6 +51,12 @@ impl<'a> Entry<'a> {
             partner: self.partner,
             partner_cohort_id: &self.open.cohort_id,
         }
+    }
+
+    /// What imports into the cohort queue for.
+    pub(crate) fn gate_key(&self) -> gate::Cohort {
+        let (partner, id) = (self.partner.to_owned(), self.open.cohort_id.clone());
+        (self.workspace, partner, id)
     }
 
     pub(crate) fn new_import<'b>(&'b self, caller: &'b Caller, cohort: &Cohort) -> NewImport<'b> {
@@ -144,15 +150,21 @@ impl Ingest {
             if import.state == State::Open {
                 import.fence = imports::take_over(&mut tx, workspace, new.id, expiry).await?;
             }
+        } else {
+            // Only once: a cohort renamed since must not get its old name back from a resume.
+            entry.name(&mut tx, &cohort).await?;
         }
-        entry.name(&mut tx, &cohort).await?;
         tx.commit().await?;
         Ok(Writer {
             workspace,
+            cohort: entry.gate_key(),
             mode: import.mode,
             fence: import.fence,
             next_offset: import.next_offset,
-            digest: ImportDigest::from_state(&import.digest_state)?,
+            digest: match import.state {
+                State::Open => ImportDigest::from_state(&import.digest_state)?,
+                _ => ImportDigest::default(),
+            },
             complete: match import.state {
                 State::Open => false,
                 State::AwaitingConfirmation | State::Committed => true,

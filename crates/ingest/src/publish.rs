@@ -46,6 +46,8 @@ impl Ingest {
         writer: &Writer,
         commit: &Commit,
     ) -> Result<Outcome> {
+        let patience = self.settings.cohort_wait;
+        let _turn = self.gate.turn(writer.cohort.clone(), patience).await?;
         let mut tx = self.store.begin("commit_import").await?;
         let import = imports::lock(&mut tx, writer.workspace, &writer.import_id).await?;
         match import.state {
@@ -86,6 +88,8 @@ impl Ingest {
             return Ok(None);
         }
         let workspace = entry.workspace;
+        let patience = self.settings.cohort_wait;
+        let _turn = self.gate.turn(entry.gate_key(), patience).await?;
         let mut tx = self.store.begin("import_at_once").await?;
         let cohort = entry.cohort(&mut tx).await?;
         let new = entry.new_import(caller, &cohort);
@@ -105,7 +109,7 @@ impl Ingest {
     }
 
     /// Publishes a replacement that a person has looked at. Returns `None`, having changed nothing,
-    /// if the cohort has changed since.
+    /// if the cohort has changed since such that more members would leave.
     pub(crate) async fn confirm(
         &self,
         tx: &mut Tx,
@@ -117,7 +121,9 @@ impl Ingest {
         let plan = self
             .plan(tx, caller, workspace, import, Source::Staged)
             .await?;
-        if Some(plan.cohort.version) != import.preview_version {
+        // What the person agreed to: this many leave, or fewer.
+        let agreed = import.summary.map_or(0, |preview| preview.members_removed);
+        if plan.publication.summary.members_removed > agreed {
             return Ok(None);
         }
         Ok(Some(
@@ -305,15 +311,14 @@ async fn fold(
     let matched_at = batches.iter().map(|batch| batch.directory_epoch).min();
     let matched_at = matched_at.unwrap_or(directory.epoch);
     let runs = || batches.iter().flat_map(|batch| &batch.runs);
-    let identified = if matched_at == directory.epoch {
-        UserSet::new()
-    } else {
-        // Device ids stop matching users, or their survivors, who became identified since.
-        let devices = runs().filter(|run| run.by_device);
-        let last =
-            devices.filter_map(|run| directory.tombstones.normalise(run.users.clone()).max());
-        let last = last.max().unwrap_or(0);
-        directory::identified_since(tx, workspace, matched_at, last).await?
+    // Device ids stop matching users, or their survivors, who became identified since.
+    let devices = runs().filter(|run| run.by_device);
+    let last = devices.filter_map(|run| directory.tombstones.normalise(run.users.clone()).max());
+    let identified = match last.max() {
+        Some(last) if matched_at != directory.epoch => {
+            directory::identified_since(tx, workspace, matched_at, last).await?
+        }
+        _ => UserSet::new(),
     };
     for batch in batches {
         tally.count_unmatched(batch.unmatched);

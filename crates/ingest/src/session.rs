@@ -3,7 +3,7 @@
 //! Only a commit publishes. The end of the stream says nothing, because a cancelled stream looks
 //! like one that ended cleanly.
 
-use std::pin::pin;
+use std::{pin::pin, time::Duration};
 
 use futures::{Stream, StreamExt as _};
 use muster_domain::{
@@ -14,10 +14,10 @@ use muster_service::Caller;
 use muster_storage::{Timestamp, WorkspaceId};
 use tokio::{
     sync::mpsc,
-    time::{Instant, MissedTickBehavior, interval_at, timeout_at},
+    time::{Instant, MissedTickBehavior, interval_at, timeout, timeout_at},
 };
 
-use crate::{Ingest, batch::Changes, open::Entry, publish::Outcome};
+use crate::{Ingest, batch::Changes, gate, open::Entry, publish::Outcome};
 
 /// What a client says.
 #[derive(Debug)]
@@ -78,6 +78,8 @@ impl From<Outcome> for Reply {
 /// An import that this stream may write to.
 #[derive(Debug)]
 pub(crate) struct Writer {
+    /// The cohort it writes to, as imports queue for it.
+    pub(crate) cohort: gate::Cohort,
     pub(crate) workspace: WorkspaceId,
     pub(crate) import_id: String,
     pub(crate) mode: Mode,
@@ -98,25 +100,25 @@ pub(crate) async fn run(
     messages: impl Stream<Item = Result<Message>>,
     replies: Replies,
 ) {
-    let messages = Messages {
+    /// How long a reader that is behind may take to make room for the last answer.
+    const FAREWELL: Duration = Duration::from_secs(1);
+    let conversation = Conversation {
         ingest: &ingest,
         caller: &caller,
-        inner: pin!(messages),
+        messages: pin!(messages),
         replies: &replies,
     };
-    if let Err(error) = converse(&ingest, &caller, messages, &replies).await {
+    if let Err(error) = converse(conversation).await {
         // If nobody listens any more there is nobody to tell.
-        let _ = replies.send(Err(error)).await;
+        let _ = timeout(FAREWELL, replies.send(Err(error))).await;
     }
 }
 
 async fn converse<S: Stream<Item = Result<Message>>>(
-    ingest: &Ingest,
-    caller: &Caller,
-    mut messages: Messages<'_, S>,
-    replies: &Replies,
+    mut client: Conversation<'_, S>,
 ) -> Result<()> {
-    let Some(first) = messages.next().await? else {
+    let (ingest, caller) = (client.ingest, client.caller);
+    let Some(first) = client.next().await? else {
         return Ok(());
     };
     let Message::Open(open) = first else {
@@ -126,14 +128,14 @@ async fn converse<S: Stream<Item = Result<Message>>>(
     // What was read ahead to see whether the whole import is small enough for one transaction.
     let mut ahead = Vec::new();
     if open.pipelined {
-        ahead.extend(messages.next().await?);
+        ahead.extend(client.next().await?);
         if let [Message::Batch(_)] = ahead.as_slice() {
-            ahead.extend(messages.next().await?);
+            ahead.extend(client.next().await?);
         }
         if let [Message::Batch(batch), Message::Commit(commit)] = ahead.as_slice()
             && let Some(outcome) = ingest.import_at_once(caller, &entry, batch, commit).await?
         {
-            return send(replies, outcome.into()).await;
+            return client.send(outcome.into()).await;
         }
     }
     let mut writer = ingest.open(caller, &entry).await?;
@@ -141,12 +143,12 @@ async fn converse<S: Stream<Item = Result<Message>>>(
         next_offset: writer.next_offset,
         complete: writer.complete,
     };
-    send(replies, opened).await?;
+    client.send(opened).await?;
     let mut ahead = ahead.into_iter();
     loop {
         let message = match ahead.next() {
             Some(message) => Some(message),
-            None => messages.next().await?,
+            None => client.next().await?,
         };
         match message {
             None => return Ok(()),
@@ -158,52 +160,64 @@ async fn converse<S: Stream<Item = Result<Message>>>(
             }
             Some(Message::Batch(batch)) => {
                 let next_offset = ingest.stage(caller, &mut writer, &batch).await?;
-                send(replies, Reply::Acked { next_offset }).await?;
+                client.send(Reply::Acked { next_offset }).await?;
             }
             Some(Message::Commit(commit)) => {
                 let outcome = ingest.commit(caller, &writer, &commit).await?;
-                return send(replies, outcome.into()).await;
+                return client.send(outcome.into()).await;
             }
         }
     }
 }
 
-/// Answers, waiting for a slow reader; memory holds a bounded number of answers.
-async fn send(replies: &Replies, reply: Reply) -> Result<()> {
-    replies.send(Ok(reply)).await.map_err(|_| gone())
+/// Both halves of the stream, cut short when the client goes away, or neither says nor reads
+/// anything for too long, when its credential is revoked, or when the server shuts down.
+struct Conversation<'a, S> {
+    ingest: &'a Ingest,
+    caller: &'a Caller,
+    messages: std::pin::Pin<&'a mut S>,
+    replies: &'a Replies,
+}
+
+impl<S: Stream<Item = Result<Message>>> Conversation<'_, S> {
+    /// What the client says next; `None` at the end of its half.
+    async fn next(&mut self) -> Result<Option<Message>> {
+        let (messages, replies) = (&mut self.messages, self.replies);
+        let next = async {
+            tokio::select! {
+                message = messages.next() => message.transpose(),
+                () = replies.closed() => Err(gone()),
+            }
+        };
+        watched(self.ingest, self.caller, next).await?
+    }
+
+    /// Answers, waiting for a slow reader; memory holds a bounded number of answers.
+    async fn send(&self, reply: Reply) -> Result<()> {
+        let sent = watched(self.ingest, self.caller, self.replies.send(Ok(reply)));
+        sent.await?.map_err(|_| gone())
+    }
+}
+
+/// Waits for `work`, but no longer than makes sense.
+async fn watched<T>(ingest: &Ingest, caller: &Caller, work: impl Future<Output = T>) -> Result<T> {
+    let settings = &ingest.settings;
+    let deadline = Instant::now() + settings.idle_timeout;
+    let first_check = Instant::now() + settings.credential_check;
+    let mut check = interval_at(first_check, settings.credential_check);
+    check.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut work = pin!(timeout_at(deadline, work));
+    loop {
+        tokio::select! {
+            done = &mut work => return done.map_err(|_| idle()),
+            _ = check.tick() => caller.check_active(&ingest.store).await?,
+            () = ingest.shutdown.cancelled() => return Err(shutting_down()),
+        }
+    }
 }
 
 fn gone() -> Error {
     Error::new(Kind::Unavailable, "STREAM_BROKEN", "the client went away")
-}
-
-/// The client's messages, cut short when the client goes silent or away, its credential is
-/// revoked, or the server shuts down.
-struct Messages<'a, S> {
-    ingest: &'a Ingest,
-    caller: &'a Caller,
-    inner: std::pin::Pin<&'a mut S>,
-    replies: &'a Replies,
-}
-
-impl<S: Stream<Item = Result<Message>>> Messages<'_, S> {
-    async fn next(&mut self) -> Result<Option<Message>> {
-        let settings = &self.ingest.settings;
-        let silence = Instant::now() + settings.idle_timeout;
-        let first_check = Instant::now() + settings.credential_check;
-        let mut check = interval_at(first_check, settings.credential_check);
-        check.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                message = timeout_at(silence, self.inner.next()) => {
-                    return message.map_err(|_| idle())?.transpose();
-                }
-                _ = check.tick() => self.caller.check_active(&self.ingest.store).await?,
-                () = self.replies.closed() => return Err(gone()),
-                () = self.ingest.shutdown.cancelled() => return Err(shutting_down()),
-            }
-        }
-    }
 }
 
 fn idle() -> Error {
@@ -220,5 +234,5 @@ fn shutting_down() -> Error {
         "SHUTTING_DOWN",
         "the server is shutting down; the import can be resumed",
     )
-    .retry_after(std::time::Duration::from_secs(1))
+    .retry_after(Duration::from_secs(1))
 }

@@ -105,13 +105,15 @@ CREATE TABLE cohort_import (
     )
 );
 CREATE INDEX cohort_import_created_index ON cohort_import (workspace_id, created_at, import_id);
+CREATE INDEX cohort_import_cohort_index ON cohort_import (workspace_id, cohort_id, created_at, import_id);
+CREATE INDEX cohort_import_updated_index ON cohort_import (updated_at) WHERE state IN (3, 4, 5);
 CREATE INDEX cohort_import_expires_index ON cohort_import (expires_at) WHERE state IN (1, 2);
 COMMENT ON TABLE cohort_import IS 'One upload into a cohort.';
 COMMENT ON COLUMN cohort_import.mode IS '1 delta, 2 replace.';
 COMMENT ON COLUMN cohort_import.state IS '1 open, 2 awaiting confirmation, 3 committed, 4 aborted, 5 expired.';
 COMMENT ON COLUMN cohort_import.fence IS 'Counts openings: a writer holds the number it was given and loses the import to a later one.';
 COMMENT ON COLUMN cohort_import.next_offset IS 'Identifiers durably received.';
-COMMENT ON COLUMN cohort_import.digest_state IS 'SHA-256 over them, not yet finished.';
+COMMENT ON COLUMN cohort_import.digest_state IS 'SHA-256 over them, not yet finished; empty once no more batches are taken, as it may hold the end of the last identifier.';
 COMMENT ON COLUMN cohort_import.summary IS 'What it did, or while it awaits confirmation would do.';
 COMMENT ON COLUMN cohort_import.preview_version IS 'Cohort version that a preview is relative to.';
 COMMENT ON COLUMN cohort_import.version IS 'Version it published.';

@@ -229,7 +229,8 @@ pub async fn named(
     .await?)
 }
 
-/// Gives a cohort a name; the one it had joins its former names, unless that was only its id.
+/// Gives a cohort a name; the one it had joins its former names, of which 100 are kept, unless that
+/// was only its id.
 ///
 /// # Errors
 /// If the database fails.
@@ -244,7 +245,7 @@ pub async fn rename(
          SET name = $3, revision = revision + 1,
              former_names = CASE
                  WHEN name = partner_cohort_id THEN array_remove(former_names, $3)
-                 ELSE array_prepend(name, array_remove(array_remove(former_names, name), $3))
+                 ELSE (array_prepend(name, array_remove(array_remove(former_names, name), $3)))[1:100]
              END
          WHERE workspace_id = $1 AND cohort_id = $2 AND name <> $3",
         workspace.0,

@@ -41,16 +41,3 @@ pub async fn epoch(conn: &mut PgConnection, workspace: WorkspaceId) -> Result<i6
     .fetch_one(conn)
     .await?)
 }
-
-/// Keeps the directory from changing until the transaction ends; returns its epoch.
-///
-/// # Errors
-/// If the database fails.
-pub async fn hold(conn: &mut PgConnection, workspace: WorkspaceId) -> Result<i64> {
-    Ok(sqlx::query_scalar!(
-        "SELECT epoch FROM directory WHERE workspace_id = $1 FOR SHARE",
-        workspace.0,
-    )
-    .fetch_one(conn)
-    .await?)
-}

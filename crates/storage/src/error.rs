@@ -27,6 +27,20 @@ impl From<Error> for DomainError {
     }
 }
 
+impl Error {
+    /// What a failed commit means: that nothing was changed can no longer be said.
+    pub(crate) fn from_commit(cause: sqlx::Error) -> Self {
+        let mut error = classify(cause);
+        if error.kind == Kind::Unavailable {
+            error.reason = "COMMIT_UNKNOWN";
+            error.message = "the database went away during the commit; whether it was done is \
+                             unknown until the call is repeated"
+                .into();
+        }
+        Self::Domain(error)
+    }
+}
+
 /// How long a caller should wait before it tries a database that is out of reach again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
@@ -37,6 +51,16 @@ fn classify(error: sqlx::Error) -> DomainError {
         .and_then(|database| database.code())
         .unwrap_or_default();
     let (kind, reason, message) = match (&error, code.as_ref()) {
+        // A text with a character Postgres cannot store, such as NUL; a time out of its range.
+        (_, "22021" | "22P05" | "22008") => {
+            return DomainError::new(
+                Kind::InvalidArgument,
+                "INVALID_VALUE",
+                "a text holds a character that cannot be stored, or a time is out of range",
+            );
+        }
+        // The server is a standby, or ended an idle transaction.
+        (_, "25006" | "25P03") => UNAVAILABLE,
         // Lock timeout.
         (_, "55P03") => (
             Kind::Aborted,

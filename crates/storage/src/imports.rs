@@ -61,7 +61,8 @@ pub struct Import {
     pub fence: i64,
     /// Identifiers durably received.
     pub next_offset: u64,
-    /// SHA-256 over them, not yet finished.
+    /// SHA-256 over them, not yet finished; empty once the import takes no more batches, because it
+    /// may hold the end of the last identifier.
     pub digest_state: Vec<u8>,
     /// When the source says its data is from.
     pub source_time: Option<Timestamp>,
@@ -473,7 +474,7 @@ pub async fn set_committed(
 ) -> Result<()> {
     sqlx::query!(
         "UPDATE cohort_import
-         SET state = 3, next_offset = $3, digest = $4, summary = $5, version = $6,
+         SET state = 3, digest_state = '', next_offset = $3, digest = $4, summary = $5, version = $6,
              updated_at = clock_timestamp(), expires_at = NULL, preview_version = NULL
          WHERE workspace_id = $1 AND import_id = $2",
         workspace.0,
@@ -503,7 +504,7 @@ pub async fn set_awaiting(
 ) -> Result<()> {
     sqlx::query!(
         "UPDATE cohort_import
-         SET state = 2, digest = $3, summary = $4, preview_version = $5, updated_at = now(),
+         SET state = 2, digest_state = '', digest = $3, summary = $4, preview_version = $5, updated_at = now(),
              expires_at = now() + $6
          WHERE workspace_id = $1 AND import_id = $2",
         workspace.0,
@@ -525,7 +526,7 @@ pub async fn set_awaiting(
 pub async fn set_aborted(conn: &mut PgConnection, workspace: WorkspaceId, id: &str) -> Result<()> {
     sqlx::query!(
         "UPDATE cohort_import
-         SET state = 4, updated_at = now(), expires_at = NULL, summary = NULL
+         SET state = 4, digest_state = '', updated_at = now(), expires_at = NULL, summary = NULL
          WHERE workspace_id = $1 AND import_id = $2",
         workspace.0,
         id,
@@ -546,43 +547,75 @@ async fn drop_batches(conn: &mut PgConnection, workspace: WorkspaceId, id: &str)
     Ok(())
 }
 
+/// Imports that one transaction of a clean-up touches at most.
+const CLEAN_UP_PAGE: i64 = 1_000;
+
 impl Store {
-    /// Ends imports that were abandoned, and forgets the rejected identifiers of imports that
-    /// ended longer ago than `retention`. Returns how many imports expired.
+    /// Ends imports that were abandoned. Returns how many.
     ///
     /// # Errors
-    /// If the database fails.
-    pub async fn clean_up_imports(&self, retention: Duration) -> Result<u64> {
-        let mut tx = self.begin("clean_up_imports").await?;
-        let expired = sqlx::query!(
-            "WITH expired AS (
-                 SELECT workspace_id, import_id FROM cohort_import
-                 WHERE state IN (1, 2) AND expires_at <= now()
-                 FOR NO KEY UPDATE SKIP LOCKED
-             ), batches AS (
-                 DELETE FROM import_batch b USING expired e
-                 WHERE b.workspace_id = e.workspace_id AND b.import_id = e.import_id
-             ), rejected AS (
-                 DELETE FROM import_rejected r USING expired e
-                 WHERE r.workspace_id = e.workspace_id AND r.import_id = e.import_id
-             )
-             UPDATE cohort_import i
-             SET state = 5, updated_at = now(), expires_at = NULL, summary = NULL
-             FROM expired e
-             WHERE i.workspace_id = e.workspace_id AND i.import_id = e.import_id"
-        )
-        .execute(&mut *tx)
-        .await?;
-        sqlx::query!(
-            "DELETE FROM import_rejected r USING cohort_import i
-             WHERE i.workspace_id = r.workspace_id AND i.import_id = r.import_id
-               AND i.state IN (3, 4) AND i.updated_at < now() - $1::interval",
-            interval(retention),
-        )
-        .execute(&mut *tx)
-        .await?;
-        tx.commit().await?;
-        Ok(expired.rows_affected())
+    /// If the database fails; what was done before stays done.
+    pub async fn expire_imports(&self) -> Result<u64> {
+        let mut expired = 0;
+        loop {
+            let mut connection = self.connection().await?;
+            let done = sqlx::query!(
+                "WITH expired AS (
+                     SELECT workspace_id, import_id FROM cohort_import
+                     WHERE state IN (1, 2) AND expires_at <= now()
+                     ORDER BY expires_at LIMIT $1 FOR NO KEY UPDATE SKIP LOCKED
+                 ), batches AS (
+                     DELETE FROM import_batch b USING expired e
+                     WHERE b.workspace_id = e.workspace_id AND b.import_id = e.import_id
+                 ), rejected AS (
+                     DELETE FROM import_rejected r USING expired e
+                     WHERE r.workspace_id = e.workspace_id AND r.import_id = e.import_id
+                 )
+                 UPDATE cohort_import i
+                 SET state = 5, digest_state = '', updated_at = now(), expires_at = NULL,
+                     summary = NULL
+                 FROM expired e
+                 WHERE i.workspace_id = e.workspace_id AND i.import_id = e.import_id",
+                CLEAN_UP_PAGE,
+            )
+            .execute(&mut *connection)
+            .await?
+            .rows_affected();
+            expired += done;
+            if done == 0 {
+                return Ok(expired);
+            }
+        }
+    }
+
+    /// Forgets imports, with their rejected identifiers, that ended longer ago than `retention`.
+    /// Returns how many.
+    ///
+    /// # Errors
+    /// If the database fails; what was done before stays done.
+    pub async fn forget_imports(&self, retention: Duration) -> Result<u64> {
+        let mut forgotten = 0;
+        loop {
+            let mut connection = self.connection().await?;
+            let done = sqlx::query!(
+                "DELETE FROM cohort_import i
+                 USING (
+                     SELECT workspace_id, import_id FROM cohort_import
+                     WHERE state IN (3, 4, 5) AND updated_at < now() - $1::interval
+                     ORDER BY updated_at LIMIT $2 FOR UPDATE SKIP LOCKED
+                 ) old
+                 WHERE i.workspace_id = old.workspace_id AND i.import_id = old.import_id",
+                interval(retention),
+                CLEAN_UP_PAGE,
+            )
+            .execute(&mut *connection)
+            .await?
+            .rows_affected();
+            forgotten += done;
+            if done == 0 {
+                return Ok(forgotten);
+            }
+        }
     }
 }
 

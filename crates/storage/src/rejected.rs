@@ -104,7 +104,17 @@ pub async fn insert(
     Ok(())
 }
 
-/// Up to `limit` rejected identifiers of an import at or after a position.
+/// A stretch of the rejected identifiers of an import.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stretch {
+    /// By position.
+    pub identifiers: Vec<Rejected>,
+    /// Whether it was cut because of its size, so that there may be more.
+    pub more: bool,
+}
+
+/// Up to `limit` rejected identifiers of an import at or after a position; fewer if they are long,
+/// since malformed ones may be, and an answer must not exceed what clients accept.
 ///
 /// # Errors
 /// If the database fails.
@@ -114,12 +124,15 @@ pub async fn list(
     import_id: &str,
     from_position: u64,
     limit: usize,
-) -> Result<Vec<Rejected>> {
-    let mut rejected = Vec::new();
+) -> Result<Stretch> {
+    /// Stock gRPC clients accept 4 MiB.
+    const MAX_BYTES: usize = 2 * 1024 * 1024;
+    let mut identifiers = Vec::new();
+    let mut bytes = 0;
     // The row that holds a position begins at most one batch before it.
     let batch = MAX_BATCH_IDENTIFIERS as u64;
-    let mut from_offset = to_sql((from_position + 1).saturating_sub(batch));
-    while rejected.len() < limit {
+    let mut from_offset = to_sql(from_position.saturating_add(1).saturating_sub(batch));
+    while identifiers.len() < limit {
         let row = sqlx::query!(
             r#"SELECT first_offset, positions, reasons, effects, kinds,
                       labels AS "labels: Vec<Option<Vec<u8>>>", ids AS "ids: Vec<Option<Vec<u8>>>"
@@ -133,24 +146,35 @@ pub async fn list(
         .fetch_optional(&mut *conn)
         .await?;
         let Some(row) = row else { break };
-        from_offset = row.first_offset + 1;
+        from_offset = row.first_offset.saturating_add(1);
         let (labels, ids) = (row.labels.into_iter(), row.ids.into_iter());
         let columns = row.positions.into_iter().zip(row.reasons).zip(row.effects);
         for ((((position, reason), effect), kind), (label, id)) in
             columns.zip(row.kinds).zip(labels.zip(ids))
         {
             let position = u64::try_from(position).map_err(Error::internal)?;
-            if position >= from_position && rejected.len() < limit {
-                rejected.push(Rejected {
-                    position,
-                    reason: Reason::from_code(reason).ok_or_else(damaged)?,
-                    effect: code(effect, Effect::from_code)?,
-                    identifier: identifier(kind, label, id)?,
+            if position < from_position || identifiers.len() == limit {
+                continue;
+            }
+            bytes += id.as_ref().map_or(0, Vec::len) + label.as_ref().map_or(0, Vec::len);
+            if bytes > MAX_BYTES && !identifiers.is_empty() {
+                return Ok(Stretch {
+                    identifiers,
+                    more: true,
                 });
             }
+            identifiers.push(Rejected {
+                position,
+                reason: Reason::from_code(reason).ok_or_else(damaged)?,
+                effect: code(effect, Effect::from_code)?,
+                identifier: identifier(kind, label, id)?,
+            });
         }
     }
-    Ok(rejected)
+    Ok(Stretch {
+        identifiers,
+        more: false,
+    })
 }
 
 fn identifier(
@@ -176,8 +200,9 @@ fn damaged() -> Error {
     Error::internal("damaged row of rejected identifiers")
 }
 
+/// A position from a forged page token may be out of range; nothing is there.
 fn to_sql(position: u64) -> i64 {
-    i64::try_from(position).expect("nobody sends 2⁶³ identifiers")
+    i64::try_from(position).unwrap_or(i64::MAX)
 }
 
 /// An identifier that a cohort's import was sent, to be added, but that matched nobody.

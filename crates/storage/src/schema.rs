@@ -135,7 +135,9 @@ pub async fn create_database(maintenance: &str) -> Result<()> {
     .fetch_one(&mut connection)
     .await?;
     if !exists {
-        sqlx::raw_sql("CREATE DATABASE muster").execute(&mut connection).await?;
+        sqlx::raw_sql("CREATE DATABASE muster")
+            .execute(&mut connection)
+            .await?;
     }
     connection.close().await?;
     Ok(())

@@ -12,7 +12,7 @@ use sqlx::{
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
-use crate::{Result, directory::DirectoryCache};
+use crate::{Error, Result, directory::DirectoryCache};
 
 /// How a server uses the database.
 #[derive(Debug, Clone)]
@@ -134,9 +134,10 @@ impl Tx {
     /// Makes the changes durable.
     ///
     /// # Errors
-    /// If the database cannot; whether it did is then unknown, as with every database.
+    /// `UNAVAILABLE` (`COMMIT_UNKNOWN`) if the database went away before it said so: the change may
+    /// or may not be durable, and asking again with the same ids tells.
     pub async fn commit(self) -> Result<()> {
-        self.inner.commit().await?;
+        self.inner.commit().await.map_err(Error::from_commit)?;
         let took = self.begun.elapsed();
         if took > SLOW {
             tracing::warn!(transaction = self.name, ?took, "slow transaction");

@@ -247,19 +247,35 @@ impl Store {
     /// counted stays. Returns how many deltas it forgot.
     ///
     /// # Errors
-    /// If the database fails.
+    /// If the database fails; what was done before stays done.
     pub async fn forget_history(&self, retention: Duration) -> Result<u64> {
-        let mut tx = self.begin("forget_history").await?;
-        let deltas = sqlx::query!(
-            "DELETE FROM cohort_delta d USING cohort c, cohort_version v
-             WHERE c.workspace_id = d.workspace_id AND c.cohort_id = d.cohort_id
-               AND v.workspace_id = d.workspace_id AND v.cohort_id = d.cohort_id
-               AND v.version = d.version AND d.version <= c.checkpoint_version
-               AND v.published_at < now() - $1::interval",
-            interval(retention),
-        )
-        .execute(&mut *tx)
-        .await?;
+        /// Rows that one transaction removes at most.
+        const PAGE: i64 = 1_000;
+        let mut forgotten = 0;
+        loop {
+            let mut connection = self.connection().await?;
+            let done = sqlx::query!(
+                "DELETE FROM cohort_delta WHERE (workspace_id, cohort_id, version, part) IN (
+                     SELECT d.workspace_id, d.cohort_id, d.version, d.part
+                     FROM cohort_delta d
+                     JOIN cohort_version v USING (workspace_id, cohort_id, version)
+                     JOIN cohort c ON c.workspace_id = d.workspace_id AND c.cohort_id = d.cohort_id
+                     WHERE d.version <= c.checkpoint_version
+                       AND v.published_at < now() - $1::interval
+                     LIMIT $2
+                 )",
+                interval(retention),
+                PAGE,
+            )
+            .execute(&mut *connection)
+            .await?
+            .rows_affected();
+            forgotten += done;
+            if done == 0 {
+                break;
+            }
+        }
+        let mut connection = self.connection().await?;
         sqlx::query!(
             "DELETE FROM cohort_checkpoint k USING cohort c, cohort_version v
              WHERE c.workspace_id = k.workspace_id AND c.cohort_id = k.cohort_id
@@ -268,10 +284,9 @@ impl Store {
                AND v.published_at < now() - $1::interval",
             interval(retention),
         )
-        .execute(&mut *tx)
+        .execute(&mut *connection)
         .await?;
-        tx.commit().await?;
-        Ok(deltas.rows_affected())
+        Ok(forgotten)
     }
 }
 

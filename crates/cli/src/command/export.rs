@@ -61,13 +61,28 @@ pub(crate) struct Export {
     #[arg(long, value_name = "SHARE", conflicts_with = "delta")]
     max_removed: Option<f64>,
     /// URL of the REST endpoint, with --via rest [default: from DIR/endpoints.json]
-    #[arg(long, env = "MUSTER_REST_ENDPOINT", value_name = "URL", hide_env_values = true)]
+    #[arg(
+        long,
+        env = "MUSTER_REST_ENDPOINT",
+        value_name = "URL",
+        hide_env_values = true
+    )]
     rest_endpoint: Option<String>,
     /// The partner's API key, with --via rest
-    #[arg(long, env = "MUSTER_PARTNER_API_KEY", value_name = "KEY", hide_env_values = true)]
+    #[arg(
+        long,
+        env = "MUSTER_PARTNER_API_KEY",
+        value_name = "KEY",
+        hide_env_values = true
+    )]
     partner_api_key: Option<Secret>,
     /// The workspace's data import key, with --via rest
-    #[arg(long, env = "MUSTER_CLIENT_SECRET", value_name = "KEY", hide_env_values = true)]
+    #[arg(
+        long,
+        env = "MUSTER_CLIENT_SECRET",
+        value_name = "KEY",
+        hide_env_values = true
+    )]
     client_secret: Option<Secret>,
 }
 
@@ -164,7 +179,11 @@ impl Export {
                 "--partner-api-key",
                 "MUSTER_PARTNER_API_KEY",
             )?,
-            client_secret: key(&self.client_secret, "--client-secret", "MUSTER_CLIENT_SECRET")?,
+            client_secret: key(
+                &self.client_secret,
+                "--client-secret",
+                "MUSTER_CLIENT_SECRET",
+            )?,
         }))
     }
 
@@ -287,7 +306,9 @@ fn explain(report: &FileReport) {
         remark(&format!("{file}, line {}: {}", row.line, row.defect));
     }
     if let Some(more @ 1..) = malformed.len().checked_sub(SHOWN_MALFORMED) {
-        remark(&format!("{file}: {more} more malformed rows; --output json lists them all"));
+        remark(&format!(
+            "{file}: {more} more malformed rows; --output json lists them all"
+        ));
     }
 }
 

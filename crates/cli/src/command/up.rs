@@ -49,7 +49,9 @@ impl Up {
         }
         let store = database.store.clone();
         let mut database = Some(database);
-        let ended = self.serve(global, &data_dir, store, &mut signals, &mut database).await;
+        let ended = self
+            .serve(global, &data_dir, store, &mut signals, &mut database)
+            .await;
         // Whatever happened, later commands must not look for a Muster that is gone.
         let removed = Endpoints::remove(&data_dir);
         if let Some(database) = database {
@@ -87,7 +89,15 @@ impl Up {
         output::ready(global.output, grpc, rest, Some(&token_file))?;
         let settings = self.serving.settings(servers);
         let shutdown = CancellationToken::new();
-        serve(settings, Some(store), listeners, signals, database, &shutdown).await
+        serve(
+            settings,
+            Some(store),
+            listeners,
+            signals,
+            database,
+            &shutdown,
+        )
+        .await
     }
 }
 

@@ -38,6 +38,11 @@ impl DirectoryCache {
         known.get(&workspace).cloned().unwrap_or_default()
     }
 
+    fn forget(&self, workspace: WorkspaceId) {
+        let mut known = self.0.lock().expect("no panic while locked");
+        known.remove(&workspace);
+    }
+
     fn put(&self, workspace: WorkspaceId, directory: Arc<Directory>) {
         let mut known = self.0.lock().expect("no panic while locked");
         let newest = known.entry(workspace).or_default();
@@ -79,10 +84,14 @@ impl Store {
         let current = load(&mut *conn, workspace, &cached).await?;
         let directory = match current {
             Some(directory) => directory,
-            // Another call has brought the cache further than this snapshot reaches.
-            None => load(conn, workspace, &Directory::default())
-                .await?
-                .unwrap_or_default(),
+            // Another call has brought the cache further than this snapshot reaches, or the database
+            // went back, as after a restore: what is cached may be of a history that never was.
+            None => {
+                self.directories().forget(workspace);
+                load(conn, workspace, &Directory::default())
+                    .await?
+                    .unwrap_or_default()
+            }
         };
         let directory = if directory.epoch == cached.epoch {
             cached
