@@ -12,6 +12,9 @@ use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
 
 pub mod proxy;
+pub mod rest;
+
+use rest::Rest;
 
 /// Slug of the workspace of every journey.
 pub const WORKSPACE: &str = "shop";
@@ -105,7 +108,12 @@ impl Muster {
             partner: PARTNER.into(),
             ..Default::default()
         };
-        self.operator.keys().create_key(request).await.unwrap().into_inner()
+        self.operator
+            .keys()
+            .create_key(request)
+            .await
+            .unwrap()
+            .into_inner()
     }
 
     /// Revokes a data import key.
@@ -123,16 +131,14 @@ impl Muster {
         connect(&self.grpc, &self.client_secret)
     }
 
-    /// Calls the REST contract with a JSON body; returns the status and the body.
-    pub async fn post(&self, path: &str, body: serde_json::Value) -> (u16, serde_json::Value) {
-        let answer = reqwest::Client::new()
-            .post(format!("{}{path}", self.rest))
-            .json(&body)
-            .send()
-            .await
-            .unwrap();
-        let status = answer.status().as_u16();
-        (status, answer.json().await.unwrap())
+    /// The partner's HTTP client, with its keys.
+    pub fn rest(&self) -> Rest {
+        Rest::new(
+            &self.rest,
+            PARTNER,
+            &self.partner_api_key,
+            &self.client_secret,
+        )
     }
 
     /// Writes users; every one must be accepted.
@@ -166,13 +172,18 @@ impl Muster {
     pub async fn audience(&self, filter: &str) -> Vec<segments::AudienceMember> {
         let request = segments::ResolveSegmentRequest {
             workspace: WORKSPACE.into(),
-            audience: Some(segments::resolve_segment_request::Audience::Filter(
-                text(filter),
-            )),
+            audience: Some(segments::resolve_segment_request::Audience::Filter(text(
+                filter,
+            ))),
             view: segments::AudienceView::Full.into(),
             ..Default::default()
         };
-        let stream = self.operator.segments().resolve_segment(request).await.unwrap();
+        let stream = self
+            .operator
+            .segments()
+            .resolve_segment(request)
+            .await
+            .unwrap();
         read_audience(stream.into_inner()).await
     }
 
@@ -224,9 +235,15 @@ pub async fn read_audience(
             Message::Header(header) => expected = Some(header.partition_user_count),
             Message::Batch(batch) => members.extend(batch.users),
             Message::End(end) => {
-                assert_eq!(Some(end.user_count), expected, "the end agrees with the header");
+                assert_eq!(
+                    Some(end.user_count),
+                    expected,
+                    "the end agrees with the header"
+                );
                 assert_eq!(end.user_count, members.len() as u64, "nobody is missing");
-                let ascending = members.windows(2).all(|two| two[0].user_no < two[1].user_no);
+                let ascending = members
+                    .windows(2)
+                    .all(|two| two[0].user_no < two[1].user_no);
                 assert!(ascending, "order is by user_no");
                 return members;
             }

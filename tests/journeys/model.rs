@@ -30,7 +30,10 @@ enum Event {
     Merge(Index, Index),
     Delete(Index),
     /// Opens an import into one of two cohorts, unless one is open.
-    Open { cohort: bool, replace: bool },
+    Open {
+        cohort: bool,
+        replace: bool,
+    },
     /// Sends identifiers into the open import: whose, which sort, add or remove.
     Send(Vec<(Index, u8, bool)>),
     /// Commits the open import.
@@ -227,7 +230,12 @@ impl<'a> History<'a> {
                 name: id.into(),
                 ..Default::default()
             };
-            muster.operator.ingest().upsert_cohort(cohort).await.unwrap();
+            muster
+                .operator
+                .ingest()
+                .upsert_cohort(cohort)
+                .await
+                .unwrap();
         }
         Self {
             muster,
@@ -277,12 +285,21 @@ impl<'a> History<'a> {
             users: vec![record],
             request_id: String::new(),
         };
-        let answer = self.muster.operator.users().upsert_users(request).await.unwrap();
+        let answer = self
+            .muster
+            .operator
+            .users()
+            .upsert_users(request)
+            .await
+            .unwrap();
         assert_eq!(answer.into_inner().results[0].user_no, Some(number(user)));
     }
 
     async fn identify(&mut self, index: Index) {
-        let Some(user) = self.pick(index).filter(|user| !self.model.identified(*user)) else {
+        let Some(user) = self
+            .pick(index)
+            .filter(|user| !self.model.identified(*user))
+        else {
             return;
         };
         self.model.users[user] = State::Live { identified: true };
@@ -296,9 +313,19 @@ impl<'a> History<'a> {
             entries: vec![entry],
             request_id: String::new(),
         };
-        let answer = self.muster.operator.users().identify_users(request).await.unwrap();
+        let answer = self
+            .muster
+            .operator
+            .users()
+            .identify_users(request)
+            .await
+            .unwrap();
         let result = answer.into_inner().results.remove(0);
-        assert_eq!(result.outcome(), users::UserOutcome::Identified, "{result:?}");
+        assert_eq!(
+            result.outcome(),
+            users::UserOutcome::Identified,
+            "{result:?}"
+        );
     }
 
     async fn merge(&mut self, from: Index, into: Index) {
@@ -318,7 +345,13 @@ impl<'a> History<'a> {
             entries: vec![entry],
             request_id: String::new(),
         };
-        let answer = self.muster.operator.users().merge_users(request).await.unwrap();
+        let answer = self
+            .muster
+            .operator
+            .users()
+            .merge_users(request)
+            .await
+            .unwrap();
         let result = answer.into_inner().results.remove(0);
         assert_eq!(result.outcome(), users::UserOutcome::Merged, "{result:?}");
     }
@@ -331,7 +364,13 @@ impl<'a> History<'a> {
             users: vec![Name::Alias(user).wire()],
             request_id: String::new(),
         };
-        let answer = self.muster.operator.users().delete_users(request).await.unwrap();
+        let answer = self
+            .muster
+            .operator
+            .users()
+            .delete_users(request)
+            .await
+            .unwrap();
         let result = answer.into_inner().results.remove(0);
         assert_eq!(result.outcome(), users::UserOutcome::Deleted, "{result:?}");
     }
@@ -354,9 +393,15 @@ impl<'a> History<'a> {
             ..Default::default()
         };
         let (requests, stream) = mpsc::channel(4);
-        requests.send(request(req::Message::Open(open))).await.unwrap();
+        requests
+            .send(request(req::Message::Open(open)))
+            .await
+            .unwrap();
         let mut ingest = self.muster.operator.ingest();
-        let answers = ingest.ingest_cohort(ReceiverStream::new(stream)).await.unwrap();
+        let answers = ingest
+            .ingest_cohort(ReceiverStream::new(stream))
+            .await
+            .unwrap();
         let mut answers = answers.into_inner();
         answers.message().await.unwrap().expect("it is opened");
         self.open = Some(Open {
@@ -401,30 +446,45 @@ impl<'a> History<'a> {
                     change.device_ids.push(text);
                 }
                 Name::External(_) | Name::Nobody => {
-                    open.digest.update(effect, IdentifierRef::external_id(&text));
+                    open.digest
+                        .update(effect, IdentifierRef::external_id(&text));
                     change.external_ids.push(text);
                 }
             }
             batch.push(change);
             let by_device = matches!(name, Name::Device(_));
             let matched = self.model.matched(name);
-            open.sent.push((matched.map(|user| (user, by_device)), effect));
+            open.sent
+                .push((matched.map(|user| (user, by_device)), effect));
         }
         let batch = ingest::IdentifierBatch {
             offset,
             changes: batch,
         };
-        open.requests.send(request(req::Message::Batch(batch))).await.unwrap();
-        open.answers.message().await.unwrap().expect("it is acknowledged");
+        open.requests
+            .send(request(req::Message::Batch(batch)))
+            .await
+            .unwrap();
+        open.answers
+            .message()
+            .await
+            .unwrap()
+            .expect("it is acknowledged");
     }
 
     async fn commit(&mut self) {
-        let Some(mut open) = self.open.take() else { return };
+        let Some(mut open) = self.open.take() else {
+            return;
+        };
         // The last change about a person wins, as the directory knows the person now.
         let mut last = BTreeMap::new();
         for (matched, effect) in &open.sent {
-            let Some((user, by_device)) = *matched else { continue };
-            let Some(survivor) = self.model.survivor(user) else { continue };
+            let Some((user, by_device)) = *matched else {
+                continue;
+            };
+            let Some(survivor) = self.model.survivor(user) else {
+                continue;
+            };
             if !(by_device && self.model.identified(survivor)) {
                 last.insert(survivor, *effect);
             }
@@ -447,8 +507,18 @@ impl<'a> History<'a> {
             total: open.sent.len() as u64,
             digest: open.digest.finish().to_vec().into(),
         };
-        open.requests.send(request(req::Message::Commit(commit))).await.unwrap();
-        let answer = open.answers.message().await.unwrap().unwrap().message.unwrap();
+        open.requests
+            .send(request(req::Message::Commit(commit)))
+            .await
+            .unwrap();
+        let answer = open
+            .answers
+            .message()
+            .await
+            .unwrap()
+            .unwrap()
+            .message
+            .unwrap();
         let res::Message::Committed(committed) = answer else {
             panic!("not committed: {answer:?}");
         };
@@ -465,7 +535,10 @@ impl<'a> History<'a> {
             (r#"tinyclues:"a""#, a.clone()),
             (r#"tinyclues:"a" and not tinyclues:"b""#, &a - &b),
             (r#"tinyclues:("a", "b")"#, &a | &b),
-            (r#"not (tinyclues:"a" and tinyclues:"b")"#, &everyone - &(&a & &b)),
+            (
+                r#"not (tinyclues:"a" and tinyclues:"b")"#,
+                &everyone - &(&a & &b),
+            ),
         ];
         for (filter, expected) in expected {
             let request = segments::ResolveSegmentRequest {
@@ -482,7 +555,9 @@ impl<'a> History<'a> {
             assert_eq!(members, expected, "{filter}");
             let count = segments::CountSegmentRequest {
                 workspace: self.workspace.clone(),
-                audience: Some(segments::count_segment_request::Audience::Filter(text(filter))),
+                audience: Some(segments::count_segment_request::Audience::Filter(text(
+                    filter,
+                ))),
                 consistency_token: String::new(),
             };
             let count = client.count_segment(count).await.unwrap().into_inner();

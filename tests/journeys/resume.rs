@@ -43,14 +43,20 @@ async fn an_import_survives_connections_cut_at_random_points() {
         };
         let outcome = upload.run(&connection, rows, &mut |_| {}).await;
         let outcome = outcome.unwrap_or_else(|error| panic!("cut at {points:?}: {error}"));
-        let Outcome::Committed { summary, version, .. } = outcome else {
+        let Outcome::Committed {
+            summary, version, ..
+        } = outcome
+        else {
             panic!("not committed");
         };
         assert_eq!(version, 1, "published once");
         assert_eq!(summary.received, USERS as u64, "cut at {points:?}");
         assert_eq!(summary.outcomes.added, USERS as u64, "cut at {points:?}");
         let cohort = muster.cohort(&cohort).await;
-        assert_eq!((cohort.version, cohort.member_count), (1, Some(USERS as u64)));
+        assert_eq!(
+            (cohort.version, cohort.member_count),
+            (1, Some(USERS as u64))
+        );
         assert!(proxy.cuts() > 0, "the network was bad");
     }
     muster.stop().await;
