@@ -1,6 +1,8 @@
 //! A whole deployment for a journey: every server on loopback ports, on a database of its own, and
 //! clients with the credentials of the people in the story.
 
+#![expect(clippy::unwrap_used, reason = "the harness belongs to tests")]
+
 use muster_cli::deployment::{self, Listeners, Settings};
 use muster_client::{Connection, Credential};
 use muster_proto::{

@@ -411,3 +411,31 @@ async fn parallel_calls_to_one_new_cohort_all_take_effect() {
     assert_eq!(cohort.version, CALLS as u64, "each call was published once");
     muster.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_and_people_that_come_in_parallel_all_arrive() {
+    let muster = shop_of(16).await;
+    let mut calls = JoinSet::new();
+    for n in 0..16 {
+        let rest = muster.rest();
+        calls.spawn(async move {
+            // As real clients do: the name before each batch, here and there a new one.
+            let cohort_id = format!("c-{}", n % 2);
+            let name = format!("name {}", n % 3);
+            rest.name(&cohort_id, &name).await.succeeded();
+            rest.change(&cohort_id, json!([{ "user_ids": ids(n..n + 1) }]))
+                .await
+                .succeeded();
+        });
+    }
+    while let Some(call) = calls.join_next().await {
+        call.unwrap();
+    }
+    for cohort_id in ["c-0", "c-1"] {
+        let cohort = muster.cohort(cohort_id).await;
+        assert_eq!((cohort.version, cohort.member_count), (8, Some(8)));
+        assert!(cohort.name.starts_with("name "), "{cohort:?}");
+        assert!(!cohort.former_names.contains(&cohort.name), "{cohort:?}");
+    }
+    muster.stop().await;
+}

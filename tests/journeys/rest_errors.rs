@@ -3,10 +3,13 @@
 use std::{num::NonZeroU32, time::Duration};
 
 use muster_cli::deployment::Settings;
-use muster_proto::{ingest::v1 as ingest, keys::v1 as keys};
-use muster_storage::{cohorts, workspaces};
-use muster_tests::{Muster, PARTNER, WORKSPACE, identified, rest::Rest};
-use prost_types::Timestamp;
+use muster_proto::ingest::v1 as ingest;
+use muster_storage::{
+    Tx,
+    cohorts::{self, CohortKey},
+    workspaces,
+};
+use muster_tests::{Muster, PARTNER, WORKSPACE, identified};
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -16,24 +19,28 @@ const COHORT_CHANGES: &str = "`cohort_changes` must be an array of objects each 
     `user_ids` and/or `device_ids` mapping to an array of strings, or an `aliases` object";
 const NAME: &str = "`name` must be a non-empty string";
 const CREATED_AT: &str = "`created_at` must be a valid time as an ISO-8601 string";
-const NO_PARTNER: &str = "Invalid Partner API key";
-const NO_CLIENT: &str = "Invalid client secret";
+
+/// The cohort of [`naming`] and [`change`].
+const C: CohortKey<'_> = CohortKey {
+    partner: PARTNER,
+    partner_cohort_id: "c",
+};
 
 /// How long real clients wait for an answer.
 const CLIENT_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What names a cohort without a mistake.
-fn naming() -> Value {
+pub(crate) fn naming() -> Value {
     json!({ "cohort_id": "c", "name": "Spring", "created_at": "2026-05-01T10:00:00Z" })
 }
 
 /// What changes a cohort without a mistake.
-fn change() -> Value {
+pub(crate) fn change() -> Value {
     json!({ "cohort_id": "c", "cohort_changes": [{ "user_ids": ["u-0"] }] })
 }
 
 /// The same fields with one set, or, if it is null, left out.
-fn with(mut fields: Value, field: &str, value: Value) -> Value {
+pub(crate) fn with(mut fields: Value, field: &str, value: Value) -> Value {
     match value {
         Value::Null => drop(fields.as_object_mut().unwrap().remove(field)),
         value => fields[field] = value,
@@ -41,7 +48,7 @@ fn with(mut fields: Value, field: &str, value: Value) -> Value {
     fields
 }
 
-async fn no_cohort_exists(muster: &Muster) {
+pub(crate) async fn no_cohort_exists(muster: &Muster) {
     let request = ingest::ListCohortsRequest {
         workspace: WORKSPACE.into(),
         include_archived: true,
@@ -227,244 +234,6 @@ async fn what_is_no_call_of_the_contract_is_told_in_plain_words() {
     muster.stop().await;
 }
 
-async fn partner_key(muster: &Muster, partner: &str) -> keys::CreatePartnerApiKeyResponse {
-    let request = keys::CreatePartnerApiKeyRequest {
-        partner: partner.into(),
-        ..Default::default()
-    };
-    let made = muster
-        .operator
-        .integrations()
-        .create_partner_api_key(request)
-        .await;
-    made.unwrap().into_inner()
-}
-
-async fn import_key(muster: &Muster, workspace: &str, partner: &str) -> String {
-    let request = keys::CreateKeyRequest {
-        workspace: workspace.into(),
-        partner: partner.into(),
-        ..Default::default()
-    };
-    muster
-        .operator
-        .keys()
-        .create_key(request)
-        .await
-        .unwrap()
-        .into_inner()
-        .secret
-}
-
-async fn enable(muster: &Muster, workspace: &str, partner: &str) {
-    let request = keys::EnablePartnerRequest {
-        workspace: workspace.into(),
-        partner: partner.into(),
-        ..Default::default()
-    };
-    muster
-        .operator
-        .integrations()
-        .enable_partner(request)
-        .await
-        .unwrap();
-}
-
-async fn create_partner(muster: &Muster, partner: &str) {
-    let request = keys::CreatePartnerRequest {
-        partner: partner.into(),
-        ..Default::default()
-    };
-    muster
-        .operator
-        .integrations()
-        .create_partner(request)
-        .await
-        .unwrap();
-    enable(muster, WORKSPACE, partner).await;
-}
-
-/// Both calls, with and without mistakes in other fields, say 401 and the same.
-async fn refused(rest: &Rest, message: &str) {
-    rest.call("cohorts", naming()).await.says(401, message);
-    rest.call("cohorts/users", change())
-        .await
-        .says(401, message);
-    rest.change("c", json!([])).await.says(401, message);
-    rest.call("cohorts", json!({})).await.says(401, message);
-    rest.call("cohorts/users", json!({ "cohort_changes": 7 }))
-        .await
-        .says(401, message);
-}
-
-#[tokio::test]
-async fn bad_credentials_learn_only_which_one_is_bad() {
-    let muster = Muster::start().await;
-    let good = muster.rest();
-    create_partner(&muster, "amplitude").await;
-    let amplitude = partner_key(&muster, "amplitude").await.secret;
-    let of_amplitude = import_key(&muster, WORKSPACE, "amplitude").await;
-
-    for nonsense in [
-        "",
-        "hunter2",
-        &muster.client_secret,
-        &format!("{}x", muster.partner_api_key),
-    ] {
-        refused(&good.with_partner_api_key(nonsense), NO_PARTNER).await;
-    }
-    let revoked = partner_key(&muster, PARTNER).await;
-    let request = keys::RevokePartnerApiKeyRequest {
-        partner: PARTNER.into(),
-        key_id: revoked.key.unwrap().key_id,
-        ..Default::default()
-    };
-    good.with_partner_api_key(&revoked.secret)
-        .change("c", json!([]))
-        .await
-        .succeeded();
-    muster
-        .operator
-        .integrations()
-        .revoke_partner_api_key(request)
-        .await
-        .unwrap();
-    refused(&good.with_partner_api_key(&revoked.secret), NO_PARTNER).await;
-
-    for nonsense in [
-        "",
-        "hunter2",
-        &muster.partner_api_key,
-        &format!("{}x", muster.client_secret),
-    ] {
-        refused(&good.with_client_secret(nonsense), NO_CLIENT).await;
-    }
-    let revoked = muster.create_key().await;
-    good.with_client_secret(&revoked.secret)
-        .change("c", json!([]))
-        .await
-        .succeeded();
-    muster.revoke_key(&revoked.key.unwrap().key_id).await;
-    refused(&good.with_client_secret(&revoked.secret), NO_CLIENT).await;
-
-    // Another partner's key, in every combination with this partner's path and API key.
-    refused(&good.with_client_secret(&of_amplitude), NO_CLIENT).await;
-    refused(&good.with_partner_api_key(&amplitude), NO_CLIENT).await;
-    let mut other_path = good.clone();
-    other_path.partner = "amplitude".into();
-    refused(&other_path, NO_CLIENT).await;
-    refused(&other_path.with_partner_api_key(&amplitude), NO_CLIENT).await;
-    let mut no_path = good.clone();
-    no_path.partner = "nobody".into();
-    refused(&no_path, NO_CLIENT).await;
-    no_cohort_exists(&muster).await;
-
-    // Keys that are not strings, and keys that are missing.
-    for (field, message) in [
-        ("partner_api_key", NO_PARTNER),
-        ("client_secret", NO_CLIENT),
-    ] {
-        for value in [json!(null), json!(7), json!([])] {
-            let fields = json!({
-                "partner_api_key": good.partner_api_key,
-                "client_secret": good.client_secret,
-            });
-            let body = with(fields, field, value).to_string();
-            let path = "/partners/tinyclues/cohorts/users";
-            let answer = good
-                .send(Method::POST, path, "application/json", body)
-                .await;
-            answer.says(401, message);
-        }
-    }
-    muster.stop().await;
-}
-
-#[tokio::test]
-async fn an_expired_key_is_refused_from_then_on() {
-    let muster = Muster::start().await;
-    let expiry = std::time::SystemTime::now() + Duration::from_millis(1_500);
-    let request = keys::CreateKeyRequest {
-        workspace: WORKSPACE.into(),
-        partner: PARTNER.into(),
-        expire_time: Some(Timestamp::from(expiry)),
-        ..Default::default()
-    };
-    let key = muster
-        .operator
-        .keys()
-        .create_key(request)
-        .await
-        .unwrap()
-        .into_inner();
-    let rest = muster.rest().with_client_secret(&key.secret);
-    while std::time::SystemTime::now() < expiry {
-        let answer = rest.change("c", json!([])).await;
-        if answer.status != 201 {
-            assert!(
-                std::time::SystemTime::now() >= expiry,
-                "too early: {answer:?}"
-            );
-        }
-    }
-    refused(&rest, NO_CLIENT).await;
-    no_cohort_exists(&muster).await;
-    muster.stop().await;
-}
-
-#[tokio::test]
-async fn a_partner_that_was_disabled_is_told_so_without_its_secret() {
-    let muster = Muster::start().await;
-    let rest = muster.rest();
-    rest.change("c", json!([])).await.succeeded();
-    let request = keys::DisablePartnerRequest {
-        workspace: WORKSPACE.into(),
-        partner: PARTNER.into(),
-        ..Default::default()
-    };
-    muster
-        .operator
-        .integrations()
-        .disable_partner(request)
-        .await
-        .unwrap();
-    refused(&rest, "Partner not enabled for client").await;
-    no_cohort_exists(&muster).await;
-    enable(&muster, WORKSPACE, PARTNER).await;
-    rest.change("c", json!([])).await.succeeded();
-    muster.stop().await;
-}
-
-#[tokio::test]
-async fn a_key_of_another_workspace_reaches_that_workspace_alone() {
-    let muster = Muster::start().await;
-    let bank = keys::CreateWorkspaceRequest {
-        workspace: "bank".into(),
-        ..Default::default()
-    };
-    muster
-        .operator
-        .integrations()
-        .create_workspace(bank)
-        .await
-        .unwrap();
-    enable(&muster, "bank", PARTNER).await;
-    muster.upsert_users(vec![identified("u-0")]).await;
-    let rest = muster
-        .rest()
-        .with_client_secret(&import_key(&muster, "bank", PARTNER).await);
-    let answer = rest.call("cohorts/users", change()).await.succeeded();
-    answer.counted(json!({ "unknown": 1 }));
-    no_cohort_exists(&muster).await;
-    let answer = muster
-        .rest()
-        .call("cohorts/users", change())
-        .await
-        .succeeded();
-    answer.counted(json!({ "added": 1 }));
-    muster.stop().await;
-}
-
 #[tokio::test]
 async fn an_archived_cohort_takes_no_more_changes() {
     let muster = Muster::start().await;
@@ -492,6 +261,34 @@ async fn an_archived_cohort_takes_no_more_changes() {
     muster.stop().await;
 }
 
+/// Holds the cohort `c` as a running import would.
+async fn hold(muster: &Muster) -> Tx {
+    let mut holder = muster.store.begin("hold").await.unwrap();
+    let workspace = workspaces::find(&mut holder, WORKSPACE)
+        .await
+        .unwrap()
+        .unwrap()
+        .id;
+    let cohort = cohorts::find(&mut holder, workspace, C)
+        .await
+        .unwrap()
+        .unwrap();
+    cohorts::lock(&mut holder, workspace, cohort.id)
+        .await
+        .unwrap();
+    holder
+}
+
+/// Waits until some transaction waits for a lock.
+async fn somebody_waits(muster: &Muster) {
+    let mut connection = muster.store.connection().await.unwrap();
+    let waiting = "SELECT count(*) FROM pg_stat_activity
+        WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    while muster_testbed::number(&mut connection, waiting).await == 0 {
+        tokio::task::yield_now().await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cohort_that_is_held_answers_423_before_clients_give_up() {
     let muster = Muster::start().await;
@@ -499,24 +296,7 @@ async fn a_cohort_that_is_held_answers_423_before_clients_give_up() {
     let rest = muster.rest();
     rest.call("cohorts", naming()).await.succeeded();
 
-    let mut holder = muster.store.begin("hold").await.unwrap();
-    let workspace = workspaces::find(&mut holder, WORKSPACE)
-        .await
-        .unwrap()
-        .unwrap()
-        .id;
-    let key = cohorts::CohortKey {
-        partner: PARTNER,
-        partner_cohort_id: "c",
-    };
-    let cohort = cohorts::find(&mut holder, workspace, key)
-        .await
-        .unwrap()
-        .unwrap();
-    cohorts::lock(&mut holder, workspace, cohort.id)
-        .await
-        .unwrap();
-
+    let holder = hold(&muster).await;
     let renaming = with(naming(), "name", json!("Autumn"));
     let (changed, renamed, other, tried) = tokio::join!(
         rest.call("cohorts/users", change()),
@@ -543,6 +323,72 @@ async fn a_cohort_that_is_held_answers_423_before_clients_give_up() {
         .succeeded()
         .counted(json!({ "added": 1 }));
     rest.call("cohorts", renaming).await.succeeded();
+    muster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_revoked_while_its_call_waits_publishes_nothing() {
+    let muster = Muster::start().await;
+    muster.upsert_users(vec![identified("u-0")]).await;
+    let key = muster.create_key().await;
+    let rest = muster.rest().with_client_secret(&key.secret);
+    rest.call("cohorts", naming()).await.succeeded();
+    let holder = hold(&muster).await;
+    let waiting = tokio::spawn(async move { rest.call("cohorts/users", change()).await });
+    somebody_waits(&muster).await;
+    muster.revoke_key(&key.key.unwrap().key_id).await;
+    drop(holder);
+    waiting.await.unwrap().says(401, "Invalid client secret");
+    assert_eq!(muster.cohort("c").await.version, 0);
+    muster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cohort_that_another_call_is_creating_is_worth_another_try() {
+    let muster = Muster::start().await;
+    muster.upsert_users(vec![identified("u-0")]).await;
+    let rest = muster.rest();
+    let mut creator = muster.store.begin("create").await.unwrap();
+    let workspace = workspaces::find(&mut creator, WORKSPACE)
+        .await
+        .unwrap()
+        .unwrap()
+        .id;
+    cohorts::ensure(&mut creator, workspace, C).await.unwrap();
+    let (changed, named) = tokio::join!(
+        rest.call("cohorts/users", change()),
+        rest.call("cohorts", naming())
+    );
+    for answer in [changed, named] {
+        assert!([423, 503].contains(&answer.status), "{answer:?}");
+        assert!(
+            answer.took < CLIENT_PATIENCE - Duration::from_secs(1),
+            "{answer:?}"
+        );
+    }
+    drop(creator);
+    rest.call("cohorts/users", change()).await.succeeded();
+    muster.stop().await;
+}
+
+#[tokio::test]
+async fn a_database_without_a_free_connection_is_a_503_in_time() {
+    let muster = Muster::start().await;
+    let rest = muster.rest();
+    rest.call("cohorts", naming()).await.succeeded();
+    let mut all = Vec::new();
+    while let Ok(connection) = muster.store.connection().await {
+        all.push(connection);
+    }
+    for answer in [
+        rest.call("cohorts/users", change()).await,
+        rest.call("cohorts", naming()).await,
+    ] {
+        assert_eq!(answer.status, 503, "{answer:?}");
+        assert!(answer.took < CLIENT_PATIENCE / 2, "{answer:?}");
+    }
+    drop(all);
+    rest.call("cohorts/users", change()).await.succeeded();
     muster.stop().await;
 }
 
