@@ -1,6 +1,8 @@
 //! A whole deployment for a journey: every server on loopback ports, on a database of its own, and
 //! clients with the credentials of the people in the story.
 
+#![expect(clippy::unwrap_used, reason = "the harness belongs to tests")]
+
 use muster_cli::deployment::{self, Listeners, Settings};
 use muster_client::{Connection, Credential};
 use muster_proto::{
@@ -12,6 +14,9 @@ use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
 
 pub mod proxy;
+pub mod rest;
+
+use rest::Rest;
 
 /// Slug of the workspace of every journey.
 pub const WORKSPACE: &str = "shop";
@@ -128,16 +133,14 @@ impl Muster {
         connect(&self.grpc, &self.client_secret)
     }
 
-    /// Calls the REST contract with a JSON body; returns the status and the body.
-    pub async fn post(&self, path: &str, body: serde_json::Value) -> (u16, serde_json::Value) {
-        let answer = reqwest::Client::new()
-            .post(format!("{}{path}", self.rest))
-            .json(&body)
-            .send()
-            .await
-            .unwrap();
-        let status = answer.status().as_u16();
-        (status, answer.json().await.unwrap())
+    /// The partner's HTTP client, with its keys.
+    pub fn rest(&self) -> Rest {
+        Rest::new(
+            &self.rest,
+            PARTNER,
+            &self.partner_api_key,
+            &self.client_secret,
+        )
     }
 
     /// Writes users; every one must be accepted.

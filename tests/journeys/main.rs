@@ -1,5 +1,14 @@
 //! The story of the product, step by step, over the wire.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests belong to tests")]
+
+mod campaign;
+mod matching;
 mod model;
+mod pains;
+mod rest;
+mod rest_errors;
+mod rest_keys;
 mod resume;
 mod story;
+mod uploads;

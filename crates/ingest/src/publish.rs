@@ -51,7 +51,7 @@ impl Ingest {
         let mut tx = self.store.begin("commit_import").await?;
         let import = imports::lock(&mut tx, writer.workspace, &writer.import_id).await?;
         match import.state {
-            State::Open if import.fence != writer.fence => return Err(fenced()),
+            State::Open if import.fence != writer.fence => Err(fenced()),
             State::Open => {
                 check_content(commit, import.next_offset, &writer.digest.finish())?;
                 self.publish(

@@ -218,7 +218,7 @@ impl<'a> Sender<'a> {
         body["cohort_id"] = cohort.id.into();
         let mut failures = 0;
         loop {
-            let (cause, asked) = match self.try_once(&url, &body).await? {
+            let (cause, asked) = match Self::try_once(&self.client, &url, &body).await? {
                 Tried::Done(answer) => return Ok(answer),
                 Tried::Again { cause, wait } => (cause, wait),
             };
@@ -235,8 +235,10 @@ impl<'a> Sender<'a> {
         }
     }
 
-    async fn try_once(&self, url: &str, body: &Value) -> Result<Tried, RestFailure> {
-        let response = match self.client.post(url).json(body).send().await {
+    /// Takes the client alone: `progress` cannot be shared, and a future that holds `&self` could
+    /// not be moved between threads.
+    async fn try_once(client: &Client, url: &str, body: &Value) -> Result<Tried, RestFailure> {
+        let response = match client.post(url).json(body).send().await {
             Ok(response) => response,
             Err(error) if error.is_builder() => {
                 return Err(RestFailure::Target(in_full(&error)));
