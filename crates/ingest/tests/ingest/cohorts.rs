@@ -236,3 +236,103 @@ async fn imports_are_listed_newest_first_page_by_page() {
     }
     assert_eq!(ids, ["i-3", "i-2", "i-1"]);
 }
+
+#[tokio::test]
+async fn a_resumed_import_does_not_give_a_renamed_cohort_its_old_name_back() {
+    let muster = start().await;
+    muster.seed_users(3).await;
+    let named = pb::OpenImport {
+        name: "spring sale".into(),
+        ..delta("i-1")
+    };
+    import(&muster.partner, named.clone(), vec![add(&["u-1"])]).await;
+    let mut partner = muster.partner.ingest();
+    partner
+        .upsert_cohort(name("spring", "summer sale"))
+        .await
+        .unwrap();
+    Upload::open(&muster.partner, named).await;
+    assert_eq!(found(&muster, "summer sale").await, ["spring"]);
+    let get = pb::GetCohortRequest {
+        cohort_id: "spring".into(),
+        ..Default::default()
+    };
+    let cohort = partner.get_cohort(get).await.unwrap().into_inner();
+    assert_eq!(cohort.cohort.unwrap().name, "summer sale");
+}
+
+#[tokio::test]
+async fn no_input_is_an_internal_error() {
+    let muster = start().await;
+    muster.seed_users(3).await;
+    import(&muster.partner, delta("i-1"), vec![add(&["zz"])]).await;
+    let mut ingest = muster.operator.ingest();
+    let get = pb::GetImportRequest {
+        workspace: "shop".into(),
+        import_id: "a\0b".into(),
+    };
+    assert_refused(
+        ingest.get_import(get).await,
+        Code::InvalidArgument,
+        "INVALID_VALUE",
+    );
+    for workspace in ["sh\0op", "", "SHOP"] {
+        let list = pb::ListImportsRequest {
+            workspace: workspace.into(),
+            ..Default::default()
+        };
+        let status = ingest.list_imports(list).await.unwrap_err();
+        assert!(
+            [Code::NotFound, Code::InvalidArgument].contains(&status.code()),
+            "{status:?}"
+        );
+    }
+    // A token that the server never gave out, past every position.
+    let forged = pb::ListRejectedIdentifiersRequest {
+        workspace: "shop".into(),
+        import_id: "i-1".into(),
+        page_token: muster_service::page::encode(&u64::MAX),
+        ..Default::default()
+    };
+    let page = ingest.list_rejected_identifiers(forged).await.unwrap();
+    assert!(page.into_inner().identifiers.is_empty());
+}
+
+#[tokio::test]
+async fn a_finished_import_keeps_nothing_of_its_identifiers() {
+    let muster = start().await;
+    muster.seed_users(3).await;
+    import(&muster.partner, delta("i-1"), vec![add(&["u-1"])]).await;
+    let left = "SELECT sum(octet_length(digest_state))::bigint FROM cohort_import";
+    assert_eq!(muster.number(left).await, 0);
+}
+
+#[tokio::test]
+async fn old_history_is_forgotten_and_the_current_version_stays() {
+    let muster = start().await;
+    muster.seed_users(30_000).await;
+    for round in 0..8 {
+        let ids: Vec<String> = (0..9_000)
+            .map(|n| format!("u-{}", n * 3 + round % 2))
+            .collect();
+        let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+        import(
+            &muster.partner,
+            replace(&format!("i-{round}")),
+            vec![add(&ids)],
+        )
+        .await;
+    }
+    let before = muster.members("spring").await;
+    assert!(
+        muster
+            .number("SELECT count(*) FROM cohort_checkpoint")
+            .await
+            >= 1
+    );
+    let retention = std::time::Duration::ZERO;
+    assert!(muster.store.forget_history(retention).await.unwrap() > 0);
+    assert_eq!(muster.members("spring").await, before);
+    assert_eq!(muster.store.forget_imports(retention).await.unwrap(), 8);
+    assert_eq!(muster.members("spring").await, before);
+}

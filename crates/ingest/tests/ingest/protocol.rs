@@ -325,7 +325,11 @@ async fn a_replacement_that_removes_too_many_waits_for_a_person() {
     assert_eq!(confirmed.committed.unwrap().version, 4);
     assert_eq!(muster.members("spring").await, [9]);
     // The answer may have been lost: asked again, it is the same.
-    let twice = operator.confirm_import(confirm()).await.unwrap().into_inner();
+    let twice = operator
+        .confirm_import(confirm())
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!(twice.committed.unwrap().version, 4);
     assert_eq!(muster.members("spring").await, [9]);
 
