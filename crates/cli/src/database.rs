@@ -18,7 +18,12 @@ pub(crate) struct DatabaseArgs {
     #[arg(long, env = "DATABASE_URL", value_name = "URL", hide_env_values = true)]
     database_url: Option<String>,
     /// Directory of Postgres' programs [default: from PATH or where Debian has them]
-    #[arg(long, env = "MUSTER_PG_BIN", value_name = "DIR", hide_env_values = true)]
+    #[arg(
+        long,
+        env = "MUSTER_PG_BIN",
+        value_name = "DIR",
+        hide_env_values = true
+    )]
     pg_bin: Option<PathBuf>,
     /// Connections to the database that each server holds at most
     #[arg(
@@ -97,7 +102,8 @@ async fn start(args: &DatabaseArgs, global: &Global) -> Result<Cluster> {
     Ok(cluster)
 }
 
-fn failed(error: muster_launcher::Error) -> CliError {
+/// How the launcher's errors are told.
+pub(crate) fn failed(error: muster_launcher::Error) -> CliError {
     CliError::Failed(error.to_string())
 }
 

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     command::serve::{ServingArgs, serve},
-    database::{Database, DatabaseArgs},
+    database::{self, Database, DatabaseArgs},
     deployment::Server,
     endpoints::Endpoints,
     error::{CliError, Result},
@@ -44,12 +44,20 @@ impl Up {
             opened = Database::open(&self.database, global) => opened?,
             () = signals.next() => return Ok(()),
         };
+        // A private Postgres has taken the directory already. Without one, too, there must not be two
+        // that write the same endpoints and operator token.
+        let _taken = match database.is_private() {
+            true => None,
+            false => Some(muster_launcher::lock(&data_dir).map_err(database::failed)?),
+        };
         if database.is_private() {
             remark("Postgres is ready");
         }
         let store = database.store.clone();
         let mut database = Some(database);
-        let ended = self.serve(global, &data_dir, store, &mut signals, &mut database).await;
+        let ended = self
+            .serve(global, &data_dir, store, &mut signals, &mut database)
+            .await;
         // Whatever happened, later commands must not look for a Muster that is gone.
         let removed = Endpoints::remove(&data_dir);
         if let Some(database) = database {
@@ -86,7 +94,15 @@ impl Up {
         output::ready(global.output, grpc, rest, Some(&token_file))?;
         let settings = self.serving.settings(servers);
         let shutdown = CancellationToken::new();
-        serve(settings, Some(store), listeners, signals, database, &shutdown).await
+        serve(
+            settings,
+            Some(store),
+            listeners,
+            signals,
+            database,
+            &shutdown,
+        )
+        .await
     }
 }
 
