@@ -185,7 +185,12 @@ fn spawn_grpc(
     }
     if serves(Server::Ingest) {
         let ingest = settings.ingest.clone();
-        muster_ingest::register(&mut services, store.clone(), ingest.clone(), shutdown.clone());
+        muster_ingest::register(
+            &mut services,
+            store.clone(),
+            ingest.clone(),
+            shutdown.clone(),
+        );
         let (store, stop) = (store.clone(), shutdown.clone());
         tasks.spawn(async move {
             muster_ingest::housekeeping(store, ingest, stop).await;
@@ -212,7 +217,9 @@ fn spawn_grpc(
     let stop = shutdown.clone();
     tasks.spawn(async move {
         let descriptors = muster_proto::FILE_DESCRIPTOR_SET;
-        let served = services.serve(listener, store, &grpc, descriptors, stop).await;
+        let served = services
+            .serve(listener, store, &grpc, descriptors, stop)
+            .await;
         ("gRPC server", served.map_err(|error| error.to_string()))
     });
 }

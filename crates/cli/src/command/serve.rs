@@ -31,13 +31,28 @@ pub(crate) struct Serve {
 #[derive(Debug, clap::Args)]
 pub(crate) struct ServingArgs {
     /// Address of the gRPC services [default: 127.0.0.1:7410, or a free port if that is taken]
-    #[arg(long, env = "MUSTER_GRPC_LISTEN", value_name = "ADDRESS", hide_env_values = true)]
+    #[arg(
+        long,
+        env = "MUSTER_GRPC_LISTEN",
+        value_name = "ADDRESS",
+        hide_env_values = true
+    )]
     grpc_listen: Option<SocketAddr>,
     /// Address of the REST contract [default: 127.0.0.1:7411, or a free port if that is taken]
-    #[arg(long, env = "MUSTER_REST_LISTEN", value_name = "ADDRESS", hide_env_values = true)]
+    #[arg(
+        long,
+        env = "MUSTER_REST_LISTEN",
+        value_name = "ADDRESS",
+        hide_env_values = true
+    )]
     rest_listen: Option<SocketAddr>,
     /// URL under which partners reach the REST contract [default: where it listens]
-    #[arg(long, env = "MUSTER_REST_PUBLIC_URL", value_name = "URL", hide_env_values = true)]
+    #[arg(
+        long,
+        env = "MUSTER_REST_PUBLIC_URL",
+        value_name = "URL",
+        hide_env_values = true
+    )]
     rest_public_url: Option<String>,
     /// REST requests an hour that one key may make
     #[arg(
@@ -156,10 +171,23 @@ impl Serve {
             settings.bridge_upstream = Some(global.endpoint().map_err(CliError::from)?);
         }
         let listeners = self.serving.bind(&servers).await?;
-        output::ready(global.output, listeners.grpc_url(), listeners.rest_url(), None)?;
+        output::ready(
+            global.output,
+            listeners.grpc_url(),
+            listeners.rest_url(),
+            None,
+        )?;
         let shutdown = CancellationToken::new();
         let store = database.as_ref().map(|database| database.store.clone());
-        let ended = serve(settings, store, listeners, &mut signals, &mut database, &shutdown).await;
+        let ended = serve(
+            settings,
+            store,
+            listeners,
+            &mut signals,
+            &mut database,
+            &shutdown,
+        )
+        .await;
         if let Some(database) = database {
             database.close().await?;
         }
@@ -176,7 +204,12 @@ pub(crate) async fn serve(
     database: &mut Option<Database>,
     shutdown: &CancellationToken,
 ) -> Result<()> {
-    let mut running = std::pin::pin!(deployment::run(settings, store, listeners, shutdown.clone()));
+    let mut running = std::pin::pin!(deployment::run(
+        settings,
+        store,
+        listeners,
+        shutdown.clone()
+    ));
     let database_failed = async {
         match database {
             Some(database) => database.failed().await,
