@@ -1,0 +1,7 @@
+//! The `muster` command as people and scripts run it: the real binary, on a real Postgres.
+//!
+//! Tests that do not stop or kill their Muster share one, each in a workspace of its own.
+
+mod harness;
+
+mod up;
