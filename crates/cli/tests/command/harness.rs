@@ -473,3 +473,29 @@ fn psql(url: &str, sql: &str) -> String {
     let command = command.args(["--no-psqlrc", "--tuples-only", "--no-align", "-c", sql, url]);
     run(command, b"").code(0).text().trim().to_owned()
 }
+
+/// A workspace of 100,000 users `u0` to `u99999`, all of them in the cohort `everyone`.
+#[derive(Debug)]
+pub(crate) struct Big {
+    pub(crate) muster: Muster,
+    /// What the import of the users told.
+    pub(crate) imported: Value,
+}
+
+pub(crate) fn big() -> &'static Big {
+    static BIG: OnceLock<Big> = OnceLock::new();
+    BIG.get_or_init(|| Big::fill(shared().workspace("big")))
+}
+
+impl Big {
+    /// Fills an empty workspace.
+    pub(crate) fn fill(muster: Muster) -> Self {
+        let mut text = "external_id\n".to_owned();
+        (0..100_000).for_each(|n| text.push_str(&format!("u{n}\n")));
+        let (_directory, everyone) = file("everyone.csv", text);
+        let imported = muster.json(&["users", "import", &everyone]);
+        let sent = muster.json(&["export", "--partner", PARTNER, &everyone]);
+        assert_eq!(sent[0]["members_after"], 100_000, "{sent}");
+        Self { muster, imported }
+    }
+}

@@ -4,4 +4,7 @@
 
 mod harness;
 
+mod serve;
+mod tour;
 mod up;
+mod users_import;
