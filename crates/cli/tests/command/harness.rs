@@ -138,6 +138,12 @@ impl Done {
 /// Runs a command to its end with `input`, for at most [`PATIENCE`].
 #[track_caller]
 pub(crate) fn run(command: &mut Command, input: &[u8]) -> Done {
+    run_within(PATIENCE, command, input)
+}
+
+/// Runs a command to its end with `input`, for at most `patience`.
+#[track_caller]
+pub(crate) fn run_within(patience: Duration, command: &mut Command, input: &[u8]) -> Done {
     let stdin = if input.is_empty() {
         Stdio::null()
     } else {
@@ -158,7 +164,7 @@ pub(crate) fn run(command: &mut Command, input: &[u8]) -> Done {
     });
     let stdout = slurp(child.stdout.take().unwrap());
     let stderr = slurp(child.stderr.take().unwrap());
-    let status = wait(&mut child, PATIENCE);
+    let status = wait(&mut child, patience);
     feed.join().unwrap();
     Done {
         status,

@@ -2,8 +2,10 @@
 //!
 //! Tests that do not stop or kill their Muster share one, each in a workspace of its own.
 
+mod export;
 mod harness;
 
+mod resolve;
 mod serve;
 mod tour;
 mod up;
