@@ -1,6 +1,9 @@
 //! `muster export`: the partner's side. Campaign audience files in, cohorts out.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::HashSet,
+    path::{Path, PathBuf},
+};
 
 use futures::{StreamExt as _, stream};
 use indicatif::MultiProgress;
@@ -107,6 +110,7 @@ impl Export {
                 "--cohort-id, --name and --import-id go with a single file".to_owned(),
             ));
         }
+        self.require_distinct_cohorts()?;
         let target = self.target(global)?;
         let options = self.options();
         let output = Output::new(global.output);
@@ -149,6 +153,23 @@ impl Export {
         match sent.iter().all(published) {
             true => Ok(()),
             false => Err(CliError::Partial),
+        }
+    }
+
+    /// Files of one name in several directories would replace each other.
+    fn require_distinct_cohorts(&self) -> Result<()> {
+        let mut stems = HashSet::new();
+        match self
+            .files
+            .iter()
+            .map(|file| file_stem(file))
+            .find(|stem| !stems.insert(stem.clone()))
+        {
+            Some(twice) => Err(CliError::Usage(format!(
+                "two of the files would be the cohort {twice:?}: send them one by one, each with \
+                 --cohort-id and --name"
+            ))),
+            None => Ok(()),
         }
     }
 

@@ -156,7 +156,7 @@ pub(crate) fn rows(columns: &[Column], rows: &[Value]) -> String {
 }
 
 /// The columns of one value, a line each; empty ones are left out.
-pub(super) fn details(columns: &[Column], json: &Value) -> String {
+pub(crate) fn details(columns: &[Column], json: &Value) -> String {
     let lines: Vec<(String, String)> = columns
         .iter()
         .map(|column| (column.heading(), column.text(json)))

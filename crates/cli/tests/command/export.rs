@@ -241,6 +241,22 @@ fn of_several_files_a_missing_one_fails_and_the_others_are_sent() {
 }
 
 #[test]
+fn what_cannot_be_read_twice_or_would_replace_itself_is_refused() {
+    let muster = workspace("export-odd");
+    let (directory, a) = file("a.csv", "external_id\nu0\n");
+    let fifo = directory.path().join("pipe.csv");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    for odd in [fifo.as_path(), directory.path(), Path::new("/dev/stdin")] {
+        let done = muster.run(&["export", "--partner", PARTNER, odd.to_str().unwrap()]);
+        done.code(1).says(&["it is not a regular file"]);
+    }
+    let (_directory, other_a) = file("a.csv.gz", "external_id\nu1\n");
+    let done = export(&muster, &[&a, &other_a]).code(2);
+    done.says(&["two of the files would be the cohort"]);
+    assert_eq!(muster.json(&["cohort", "list"]), json!([]));
+}
+
+#[test]
 fn an_import_id_that_was_published_is_not_published_again() {
     let muster = workspace("export-again");
     muster.import_users(3);

@@ -206,6 +206,11 @@ fn users_are_found_identified_merged_and_erased() {
         muster.json(&["users", "find", &number])["user"],
         found["user"]
     );
+    assert!(
+        !muster
+            .table(&["users", "find", &number])
+            .contains("matched")
+    );
     let table = muster.table(&["users", "find", "u1"]);
     assert!(
         table.contains("aliases:             alias:mail=a@x\n"),
