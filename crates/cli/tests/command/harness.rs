@@ -214,6 +214,17 @@ impl Server {
     /// `data_dir`; waits until it is ready.
     #[track_caller]
     pub(crate) fn start(command: &mut Command, directory: &Path, data_dir: &Path) -> Self {
+        let mut server = Self::spawn(command, directory, data_dir);
+        until("a server is ready", || {
+            assert!(runs(server.pid()), "it ended: {}", server.stderr());
+            server.ready = fs::read_to_string(server.output.with_extension("out")).unwrap();
+            server.ready.ends_with('\n')
+        });
+        server
+    }
+
+    /// Starts one as [`start`](Self::start) does, and does not wait.
+    pub(crate) fn spawn(command: &mut Command, directory: &Path, data_dir: &Path) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let output = directory.join(format!("output-{}", COUNT.fetch_add(1, Ordering::Relaxed)));
         let child = command
@@ -233,18 +244,12 @@ impl Server {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let mut server = Self {
+        Self {
             child,
             output,
             ready: String::new(),
             clean_up,
-        };
-        until("a server is ready", || {
-            assert!(runs(server.child.id()), "it ended: {}", server.stderr());
-            server.ready = fs::read_to_string(server.output.with_extension("out")).unwrap();
-            server.ready.ends_with('\n')
-        });
-        server
+        }
     }
 
     pub(crate) fn pid(&self) -> u32 {

@@ -2,6 +2,7 @@
 //!
 //! Tests that do not stop or kill their Muster share one, each in a workspace of its own.
 
+mod crash;
 mod export;
 mod harness;
 

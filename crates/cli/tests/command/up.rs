@@ -9,7 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::sys::signal::Signal;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::Value;
 
 use crate::harness::{self, Server, Up, directory, run, runs, shared, until, up_command, wait};
@@ -154,6 +157,12 @@ fn after_kill_9_it_serves_the_same_data_and_token_within_10_seconds() {
     let orphan = up.postmaster();
     up.server.kill_9();
     assert!(runs(orphan), "Postgres outlives a muster that was killed");
+    let gone = muster.error(&["users", "find", "u2"]);
+    let message = gone["message"].as_str().unwrap();
+    assert!(
+        message.starts_with("no connection to http://127.0.0.1:"),
+        "{message}"
+    );
 
     let started = Instant::now();
     let directory = up.directory.path();
@@ -190,7 +199,8 @@ fn database_url_replaces_the_private_postgres() {
         data.query("SELECT count(*) FROM workspace WHERE slug = 'shop'"),
         "1"
     );
-    server.signal(Signal::SIGTERM);
+    // Ctrl-C is as good.
+    server.signal(Signal::SIGINT);
     let status = wait(&mut server.child, Duration::from_secs(30));
     assert_eq!(status.code(), Some(0), "{}", server.stderr());
     assert_eq!(
@@ -241,4 +251,54 @@ fn a_port_that_is_taken_is_told_and_nothing_is_left_running() {
         .says(&[&format!("cannot listen on {taken}")]);
     assert!(!data_dir.join("postgres/postmaster.pid").exists());
     assert!(!data_dir.join("endpoints.json").exists());
+}
+
+#[test]
+fn a_postgres_that_dies_is_restarted_and_nothing_is_lost() {
+    let mut up = Up::start(&[]);
+    let muster = up.workspace("shop");
+    muster.import_users(3);
+    let first = up.postmaster();
+    kill(Pid::from_raw(first.try_into().unwrap()), Signal::SIGKILL).unwrap();
+    until("the data is there again", || {
+        muster.run(&["users", "find", "u2"]).status.success()
+    });
+    assert_ne!(up.postmaster(), first);
+    up.server.signal(Signal::SIGTERM);
+    let status = wait(&mut up.server.child, Duration::from_secs(30));
+    assert_eq!(status.code(), Some(0), "{}", up.server.stderr());
+}
+
+#[test]
+fn a_signal_before_it_is_ready_leaves_no_postgres_behind() {
+    let directory = directory();
+    let data_dir = directory.path().join("data");
+    for sign in [
+        "making a new PostgreSQL cluster",
+        "PostgreSQL accepts connections",
+    ] {
+        let scratch = harness::directory();
+        let mut server = Server::spawn(&mut up_command(&data_dir), scratch.path(), &data_dir);
+        until(sign, || server.stderr().contains(sign));
+        server.signal(Signal::SIGTERM);
+        let status = wait(&mut server.child, Duration::from_secs(30));
+        assert_eq!(status.code(), Some(0), "{}", server.stderr());
+        let left = processes_naming(data_dir.to_str().unwrap());
+        assert!(left.is_empty(), "{left:?}");
+        assert!(!data_dir.join("endpoints.json").exists());
+    }
+    let server = Server::start(&mut up_command(&data_dir), directory.path(), &data_dir);
+    assert!(server.ready.starts_with("Muster is ready"));
+}
+
+/// The command lines of the Postgres processes that have this text in them.
+fn processes_naming(text: &str) -> Vec<String> {
+    let processes = fs::read_dir("/proc").unwrap().map(Result::unwrap);
+    let lines = processes.filter_map(|process| {
+        let bytes = fs::read(process.path().join("cmdline")).ok()?;
+        Some(String::from_utf8_lossy(&bytes).replace('\0', " "))
+    });
+    lines
+        .filter(|line| line.contains(text) && line.contains("postgresql/"))
+        .collect()
 }

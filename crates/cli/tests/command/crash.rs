@@ -1,0 +1,54 @@
+//! Commands that outlive a Muster that is killed under them.
+
+use std::{io::Read as _, process::Stdio, time::Duration};
+
+use serde_json::Value;
+
+use crate::harness::{PARTNER, Server, Up, file, until, wait};
+
+#[test]
+fn an_export_goes_on_after_a_crash_of_the_server_and_sends_everybody_once() {
+    const LINES: usize = 500_000;
+    let mut up = Up::start(&[]);
+    let muster = up.workspace("shop");
+    muster.import_users(1_000);
+    let rows: String = (0..LINES).map(|n| format!("u{n}\n")).collect();
+    let (_directory, audience) = file("spring.csv", format!("external_id\n{rows}"));
+    let mut export = muster.command(&["export", "--partner", PARTNER, &audience]);
+    let export = export.args(["--output", "json", "--import-id", "nightly"]);
+    let export = export.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut export = export.spawn().unwrap();
+    until("a part of it is durable", || {
+        let import = muster.run(&["import", "show", "nightly", "--output", "json"]);
+        import.status.success() && import.json()["received"] != 0
+    });
+    assert!(
+        export.try_wait().unwrap().is_none(),
+        "it was over before the crash"
+    );
+    let grpc = up.endpoints()["grpc"].as_str().unwrap().to_owned();
+    up.server.kill_9();
+
+    let data_dir = &muster.data_dir;
+    let mut again = crate::harness::muster();
+    again.args(["up", "--grpc-listen", grpc.strip_prefix("http://").unwrap()]);
+    again
+        .args(["--rest-listen", "127.0.0.1:0"])
+        .arg("--data-dir")
+        .arg(data_dir);
+    let _again = Server::start(&mut again, up.directory.path(), data_dir);
+    let status = wait(&mut export, Duration::from_secs(120));
+    let (mut told, mut said) = (String::new(), String::new());
+    export.stdout.unwrap().read_to_string(&mut told).unwrap();
+    export.stderr.unwrap().read_to_string(&mut said).unwrap();
+    assert_eq!(status.code(), Some(0), "{told}{said}");
+    assert!(said.contains("trying again in"), "{said}");
+    let report: Value = serde_json::from_str(&told).unwrap();
+    assert_eq!(report[0]["received"], LINES);
+    assert_eq!(report[0]["outcomes"]["added"], 1_000);
+    assert_eq!(report[0]["outcomes"]["unknown"], LINES - 1_000);
+    assert_eq!(
+        muster.json(&["cohort", "show", "spring"])["member_count"],
+        1_000
+    );
+}
