@@ -14,7 +14,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use muster_launcher::TemporaryCluster;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -447,44 +446,6 @@ pub(crate) fn file(name: &str, content: impl AsRef<[u8]>) -> (TempDir, String) {
     (directory, path)
 }
 
-/// An empty database in a cluster that the tests share, as an operator would bring.
-#[derive(Debug)]
-pub(crate) struct Database {
-    name: &'static str,
-}
-
-impl Database {
-    pub(crate) fn create(name: &'static str) -> Self {
-        psql(
-            &cluster().url("postgres"),
-            &format!("CREATE DATABASE {name}"),
-        );
-        Self { name }
-    }
-
-    pub(crate) fn url(&self) -> String {
-        cluster().url(self.name)
-    }
-
-    /// The answer to one statement.
-    #[track_caller]
-    pub(crate) fn query(&self, sql: &str) -> String {
-        psql(&self.url(), sql)
-    }
-}
-
-fn cluster() -> &'static TemporaryCluster {
-    static CLUSTER: OnceLock<TemporaryCluster> = OnceLock::new();
-    CLUSTER.get_or_init(|| TemporaryCluster::start().unwrap())
-}
-
-#[track_caller]
-fn psql(url: &str, sql: &str) -> String {
-    let mut command = Command::new("psql");
-    let command = command.args(["--no-psqlrc", "--tuples-only", "--no-align", "-c", sql, url]);
-    run(command, b"").code(0).text().trim().to_owned()
-}
-
 /// A workspace of 100,000 users `u0` to `u99999`, all of them in the cohort `everyone`.
 #[derive(Debug)]
 pub(crate) struct Big {
@@ -509,4 +470,12 @@ impl Big {
         assert_eq!(sent[0]["members_after"], 100_000, "{sent}");
         Self { muster, imported }
     }
+}
+
+/// The text of a field.
+#[track_caller]
+pub(crate) fn text<'a>(value: &'a Value, name: &str) -> &'a str {
+    value[name]
+        .as_str()
+        .unwrap_or_else(|| panic!("no {name} in {value}"))
 }

@@ -6,7 +6,8 @@ use std::{fs, net::TcpStream, path::Path, process::Command, time::Duration};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::harness::{self, Database, Server, directory, file, run, up_command, wait};
+use crate::database::Database;
+use crate::harness::{self, Server, directory, file, run, up_command, wait};
 
 fn migrate(database: &Database) -> Command {
     let mut command = harness::muster();

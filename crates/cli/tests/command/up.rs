@@ -15,6 +15,7 @@ use nix::{
 };
 use serde_json::Value;
 
+use crate::database::Database;
 use crate::harness::{self, Server, Up, directory, run, runs, shared, until, up_command, wait};
 
 #[test]
@@ -184,7 +185,7 @@ fn after_kill_9_it_serves_the_same_data_and_token_within_10_seconds() {
 
 #[test]
 fn database_url_replaces_the_private_postgres() {
-    let (directory, data) = (directory(), harness::Database::create("replaced"));
+    let (directory, data) = (directory(), Database::create("replaced"));
     let data_dir = directory.path().join("data");
     let mut command = up_command(&data_dir);
     let command = command.env("DATABASE_URL", data.url());
