@@ -1,10 +1,15 @@
-//! Commands that outlive a Muster that is killed under them.
+//! A Muster that ends under those who use it, and commands that outlive it.
 
-use std::{io::Read as _, process::Stdio, time::Duration};
+use std::{
+    io::{BufRead as _, BufReader, Read as _},
+    process::Stdio,
+    time::{Duration, Instant},
+};
 
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::harness::{PARTNER, Server, Up, file, until, wait};
+use crate::harness::{Big, PARTNER, Server, Up, file, until, wait};
 
 #[test]
 fn an_export_goes_on_after_a_crash_of_the_server_and_sends_everybody_once() {
@@ -50,5 +55,38 @@ fn an_export_goes_on_after_a_crash_of_the_server_and_sends_everybody_once() {
     assert_eq!(
         muster.json(&["cohort", "show", "spring"])["member_count"],
         1_000
+    );
+}
+
+#[test]
+fn a_reader_who_stalls_does_not_keep_it_from_ending_and_gets_no_end() {
+    let mut up = Up::start(&["--grace", "2s"]);
+    let muster = Big::fill(up.workspace("big")).muster;
+    let resolve = ["segment", "resolve", "--filter", "acme:\"everyone\""];
+    let mut resolve = muster.command(&resolve);
+    let resolve = resolve.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut resolve = resolve.spawn().unwrap();
+    let mut reader = BufReader::new(resolve.stdout.take().unwrap());
+    let mut audience = String::new();
+    reader.read_line(&mut audience).unwrap();
+    let told = Instant::now();
+    up.server.signal(Signal::SIGTERM);
+    let status = wait(&mut up.server.child, Duration::from_secs(30));
+    let took = told.elapsed();
+    assert_eq!(status.code(), Some(0), "{}", up.server.stderr());
+    assert!(took < Duration::from_secs(7), "it took {took:?}");
+
+    reader.read_to_string(&mut audience).unwrap();
+    let status = wait(&mut resolve, Duration::from_secs(60));
+    let mut said = String::new();
+    resolve.stderr.unwrap().read_to_string(&mut said).unwrap();
+    assert_eq!(status.code(), Some(1), "{said}");
+    assert!(
+        audience.lines().count() < 100_001,
+        "all of it came before the end"
+    );
+    assert!(
+        said.contains("INCOMPLETE") && said.contains("to go on: "),
+        "{said}"
     );
 }

@@ -292,6 +292,26 @@ fn a_signal_before_it_is_ready_leaves_no_postgres_behind() {
     assert!(server.ready.starts_with("Muster is ready"));
 }
 
+#[test]
+fn a_directory_with_blanks_and_a_path_too_long_for_a_socket_works() {
+    let directory = directory();
+    let data_dir = directory
+        .path()
+        .join(format!("with a blank, é and {}", "x".repeat(120)));
+    let server = Server::start(&mut up_command(&data_dir), directory.path(), &data_dir);
+    let muster = harness::Muster {
+        data_dir,
+        workspace: "shop".to_owned(),
+    };
+    muster.json(&["workspace", "create", "shop"]);
+    muster.import_users(1);
+    assert!(
+        server.ready.contains("with a blank, é and x"),
+        "{}",
+        server.ready
+    );
+}
+
 /// The command lines of the Postgres processes that have this text in them.
 fn processes_naming(text: &str) -> Vec<String> {
     let processes = fs::read_dir("/proc").unwrap().map(Result::unwrap);
