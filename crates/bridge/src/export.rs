@@ -61,6 +61,9 @@ pub struct Options {
     /// For a replacement: the largest share of the members, 0 to 1, to remove without confirmation;
     /// `None` for any share.
     pub max_removed_fraction: Option<f64>,
+    /// For a replacement: send a file that names nobody, which empties the cohort. Without it such a
+    /// file is refused, because it is nearly always an export that went wrong.
+    pub allow_empty: bool,
     /// How hard to try.
     pub retry: Retry,
 }
@@ -76,6 +79,7 @@ impl Options {
             source_time: None,
             refuse_if_older: false,
             max_removed_fraction: None,
+            allow_empty: false,
             retry: Retry::default(),
         }
     }
@@ -188,6 +192,9 @@ pub enum ExportError {
     /// The HTTP contract has no replacement; adding instead would keep people who must leave.
     #[error("REST can only add: replacing a list needs gRPC")]
     ReplaceOverRest,
+    /// A replacement that nobody is in; see [`Options::allow_empty`].
+    #[error("the file names nobody{}, and as a replacement it would empty the cohort", among(.0))]
+    Nobody(FileTally),
     /// The import failed.
     #[error(transparent)]
     Upload(#[from] UploadError),
@@ -223,6 +230,9 @@ pub async fn export(
     let source = tokio::task::spawn_blocking(move || FileSource::open(&path))
         .await
         .map_err(|panic| FileError::Io(io::Error::other(panic)))??;
+    if options.mode == Mode::Replace && !options.allow_empty {
+        require_somebody(&source).await?;
+    }
     let delivery = match target {
         Target::Grpc {
             connection,
@@ -265,6 +275,27 @@ pub async fn export(
         delivery,
         tally,
     })
+}
+
+/// Refuses a file that names nobody; usually its first row tells.
+async fn require_somebody(source: &FileSource) -> Result<(), ExportError> {
+    let looked_at = source.clone();
+    let first = tokio::task::spawn_blocking(move || looked_at.read()?.next().transpose())
+        .await
+        .map_err(io::Error::other)
+        .flatten();
+    match first.map_err(FileError::Io)? {
+        Some(_) => Ok(()),
+        None => Err(ExportError::Nobody(source.tally().unwrap_or_default())),
+    }
+}
+
+/// The malformed rows of a file that names nobody.
+fn among(tally: &FileTally) -> String {
+    match tally.malformed.first() {
+        Some(first) => format!(" in its {} rows ({first})", tally.rows),
+        None => String::new(),
+    }
 }
 
 async fn send_import(

@@ -100,7 +100,8 @@ async fn start(args: &DatabaseArgs, global: &Global) -> Result<Cluster> {
     Ok(cluster)
 }
 
-fn failed(error: muster_launcher::Error) -> CliError {
+/// How the launcher's errors are told.
+pub(crate) fn failed(error: muster_launcher::Error) -> CliError {
     CliError::Failed(error.to_string())
 }
 

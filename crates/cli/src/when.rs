@@ -90,6 +90,14 @@ pub(crate) fn rfc3339(seconds: i64, nanos: i32) -> Option<String> {
     at.format(&Rfc3339).ok()
 }
 
+/// RFC 3339 without the fraction of the second, for people; other text stays as it is.
+pub(crate) fn to_the_second(text: &str) -> String {
+    match OffsetDateTime::parse(text, &Rfc3339) {
+        Ok(at) => rfc3339(at.unix_timestamp(), 0).unwrap_or_else(|| text.to_owned()),
+        Err(_) => text.to_owned(),
+    }
+}
+
 /// A duration for the wire.
 pub(crate) fn wire(duration: Duration) -> prost_types::Duration {
     prost_types::Duration {
@@ -119,6 +127,19 @@ mod tests {
         ] {
             assert!(duration(bad).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn people_read_times_to_the_second() {
+        assert_eq!(
+            to_the_second("2026-03-01T12:00:59.999999Z"),
+            "2026-03-01T12:00:59Z"
+        );
+        assert_eq!(
+            to_the_second("2026-03-01T12:00:59Z"),
+            "2026-03-01T12:00:59Z"
+        );
+        assert_eq!(to_the_second("noon"), "noon");
     }
 
     #[test]

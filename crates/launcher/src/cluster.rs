@@ -19,14 +19,21 @@ use crate::{Config, Error};
 /// recovers from the log. [`Cluster::stop`] is the orderly way.
 #[derive(Debug)]
 pub struct Cluster {
-    /// `None` only while dropping.
-    requests: Option<StopRequest>,
-    /// `None` only while dropping.
-    thread: Option<JoinHandle<()>>,
+    life: Life,
     /// `None` once the end was told.
     ended: Option<oneshot::Receiver<Result<(), Error>>>,
     pid: CurrentPid,
     layout: Arc<Layout>,
+}
+
+/// The thread that looks after a cluster; dropping this stops Postgres at once and waits for that,
+/// also while it starts: a process that ended first would leave it behind.
+#[derive(Debug)]
+struct Life {
+    /// `None` only while dropping.
+    requests: Option<StopRequest>,
+    /// `None` only while dropping.
+    thread: Option<JoinHandle<()>>,
 }
 
 impl Cluster {
@@ -34,7 +41,7 @@ impl Cluster {
     ///
     /// A new cluster is made if there is none; a postmaster that a killed launcher left
     /// behind is replaced. Recovery after a crash may take as long as it makes progress.
-    /// Dropping the future stops what was started.
+    /// Dropping the future stops what was started, and waits for that.
     ///
     /// # Errors
     /// Most of [`Error`]; nothing is left running.
@@ -55,10 +62,13 @@ impl Cluster {
                 action: "start a thread".into(),
                 cause,
             })?;
-        Ok(Self {
-            layout: started.await.unwrap_or(Err(Error::Panicked))?,
+        let life = Life {
             requests: Some(requests),
             thread: Some(thread),
+        };
+        Ok(Self {
+            layout: started.await.unwrap_or(Err(Error::Panicked))?,
+            life,
             ended: Some(ended),
             pid,
         })
@@ -101,7 +111,7 @@ impl Cluster {
         let Some(ended) = self.ended.take() else {
             return Ok(());
         };
-        if let Some(requests) = &self.requests {
+        if let Some(requests) = &self.life.requests {
             // A supervisor that has ended hears nothing, but has told why.
             let _ = requests.send(Stop::Fast);
         }
@@ -109,7 +119,7 @@ impl Cluster {
     }
 }
 
-impl Drop for Cluster {
+impl Drop for Life {
     fn drop(&mut self) {
         drop(self.requests.take());
         if let Some(thread) = self.thread.take()
@@ -127,7 +137,7 @@ fn live(
     stop: &StopRequests,
     tell_start: oneshot::Sender<Result<Arc<Layout>, Error>>,
 ) -> Result<(), Error> {
-    let started = Launch::prepare(config).and_then(|launch| {
+    let started = Launch::prepare(config, stop).and_then(|launch| {
         let layout = Arc::clone(&launch.layout);
         Ok((Supervisor::start(launch, stop, pid)?, layout))
     });

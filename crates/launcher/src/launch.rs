@@ -64,7 +64,7 @@ pub(crate) struct Launch {
 
 impl Launch {
     /// Takes the directory, ends what runs there, and makes a cluster if there is none.
-    pub(crate) fn prepare(config: Config) -> Result<Self, Error> {
+    pub(crate) fn prepare(config: Config, stop: &StopRequests) -> Result<Self, Error> {
         let layout = Arc::new(Layout::create(&config.directory)?);
         let account = Account::choose()?;
         account.require_search(&layout.directory)?;
@@ -74,7 +74,7 @@ impl Launch {
         let cluster = major.map(|major| (layout.data.as_path(), major));
         let programs = Programs::find(config.pg_bin.as_deref(), cluster)?;
         if major.is_none() {
-            initialize(&layout, &programs, &account, config.durable)?;
+            initialize(&layout, &programs, &account, config.durable, stop)?;
         }
 
         let defaults = if config.durable { &[] } else { NOT_DURABLE };

@@ -44,7 +44,17 @@ pub use cluster::Cluster;
 pub use error::Error;
 pub use temporary::TemporaryCluster;
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+/// Takes a data directory, created if missing, as a [`Cluster`] does: for a process that keeps its
+/// files there but needs no private Postgres. It is taken until the file is closed.
+///
+/// # Errors
+/// [`Error::InUse`] if another process has it.
+pub fn lock(directory: &Path) -> Result<File, Error> {
+    layout::Layout::create(directory)?.lock()
+}
 
 /// What to run, and where.
 #[derive(Clone, Debug)]

@@ -56,7 +56,9 @@ impl TemporaryCluster {
         let directory = unique_directory()?;
         // Before anything can run that it would have to end.
         let clean_up = CleanUp::start(&directory)?;
-        let launch = Launch::prepare(Config {
+        // Nobody asks: it ends by being dropped.
+        let (_request, stop): (StopRequest, _) = StopRequests::channel();
+        let config = Config {
             settings: vec![
                 ("shared_buffers".into(), "64MB".into()),
                 // Each test brings its own pool.
@@ -64,9 +66,8 @@ impl TemporaryCluster {
             ],
             durable: false,
             ..Config::new(directory)
-        })?;
-        // Nobody asks: it ends by being dropped.
-        let (_request, stop): (StopRequest, _) = StopRequests::channel();
+        };
+        let launch = Launch::prepare(config, &stop)?;
         Ok(Self {
             _postmaster: launch.start(&stop)?,
             launch,

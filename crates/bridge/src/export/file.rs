@@ -118,6 +118,10 @@ pub enum FileError {
     /// It cannot be read, or its compression is damaged.
     #[error("cannot read the file: {0}")]
     Io(#[source] io::Error),
+    /// It is a directory, a pipe or a device. A file is read from its start more than once, and a
+    /// pipe would silently lose what was read before.
+    #[error("it is not a regular file; write what a pipe brings into a file first")]
+    NotAFile,
     /// Its header does not say where the identifiers are.
     #[error(transparent)]
     Header(#[from] HeaderError),
@@ -160,6 +164,9 @@ impl FileSource {
     /// If it cannot be read or its header names no identifying column.
     pub fn open(path: &Path) -> Result<Self, FileError> {
         let metadata = std::fs::metadata(path).map_err(FileError::Io)?;
+        if !metadata.is_file() {
+            return Err(FileError::NotAFile);
+        }
         let source = Self {
             path: path.to_owned(),
             total_bytes: metadata.len(),
@@ -177,6 +184,7 @@ impl FileSource {
     pub fn read(&self) -> io::Result<FileRows> {
         self.rows().map_err(|error| match error {
             FileError::Io(error) => error,
+            FileError::NotAFile => io::Error::other(error),
             FileError::Header(error) => io::Error::new(io::ErrorKind::InvalidData, error),
         })
     }

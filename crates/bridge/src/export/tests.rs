@@ -47,6 +47,41 @@ fn target(base_url: &str, client_secret: &str) -> Target {
     })
 }
 
+/// Nothing listens at the target: a file that is refused never gets that far.
+#[tokio::test]
+async fn a_replacement_that_names_nobody_is_refused_before_anything_is_sent() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let path = dir.path().join("spring.csv");
+    let target = Target::Grpc {
+        connection: Connection::new("http://127.0.0.1:9", None).unwrap(),
+        workspace: "shop".to_owned(),
+        partner: "tinyclues".to_owned(),
+    };
+    for (rows, told) in [
+        ("", "names nobody,"),
+        ("a,b\n\"\"\n", "in its 2 rows (line 2: 2 fields"),
+    ] {
+        std::fs::write(&path, format!("external_id\n{rows}")).unwrap();
+        let refused = export(&path, &target, &options(Mode::Replace), &mut |_| {}).await;
+        let refused = refused.unwrap_err();
+        assert!(matches!(refused, ExportError::Nobody(_)));
+        assert!(refused.to_string().contains(told), "{refused}");
+        for allow_empty in [true, false] {
+            let mode = if allow_empty {
+                Mode::Replace
+            } else {
+                Mode::Delta
+            };
+            let options = Options {
+                allow_empty,
+                ..options(mode)
+            };
+            let sent = export(&path, &target, &options, &mut |_| {}).await;
+            assert!(matches!(sent, Err(ExportError::Upload(_))), "{sent:?}");
+        }
+    }
+}
+
 fn options(mode: Mode) -> Options {
     let mut options = Options::new(mode);
     options.retry.failures = 3;

@@ -1,11 +1,14 @@
 //! `muster export`: the partner's side. Campaign audience files in, cohorts out.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::HashSet,
+    path::{Path, PathBuf},
+};
 
 use futures::{StreamExt as _, stream};
 use indicatif::MultiProgress;
 use muster_bridge::export::{
-    Delivery, Event, FileReport, Options, RestTarget, Target, export, file_stem,
+    Delivery, Event, ExportError, FileReport, Options, RestTarget, Target, export, file_stem,
 };
 use muster_domain::import::{Mode, Outcomes};
 use serde_json::{Value, json};
@@ -29,7 +32,8 @@ const SHOWN_MALFORMED: usize = 20;
 /// A file is CSV, gzipped or not, with a header that names external_id, device_id or alias:LABEL;
 /// of several such columns the first that is not empty identifies the row. A file is the whole
 /// audience: whoever is not in it leaves the cohort, unless --delta is given. Over REST people can
-/// only be added, because the contract has no replacement.
+/// only be added, because the contract has no replacement. A file that names nobody would empty the
+/// cohort and is refused, unless --allow-empty is given.
 ///
 /// Every row is accounted for: the table says what became of each, and `muster import rejected`
 /// lists those that had no effect. A malformed row is counted and listed, the others are sent. The
@@ -60,6 +64,9 @@ pub(crate) struct Export {
     /// Largest share of the members, 0 to 1, to remove without confirmation
     #[arg(long, value_name = "SHARE", conflicts_with = "delta")]
     max_removed: Option<f64>,
+    /// Empty the cohort if the file names nobody, instead of refusing the file
+    #[arg(long, conflicts_with = "delta")]
+    allow_empty: bool,
     /// URL of the REST endpoint, with --via rest [default: from DIR/endpoints.json]
     #[arg(
         long,
@@ -103,6 +110,7 @@ impl Export {
                 "--cohort-id, --name and --import-id go with a single file".to_owned(),
             ));
         }
+        self.require_distinct_cohorts()?;
         let target = self.target(global)?;
         let options = self.options();
         let output = Output::new(global.output);
@@ -121,8 +129,9 @@ impl Export {
             Err(error) => json!({
                 "file": file,
                 "cohort_id": self.cohort_id.clone().unwrap_or_else(|| file_stem(file)),
+                "name": self.name.clone().unwrap_or_else(|| file_stem(file)),
                 "state": "failed",
-                "error": chain(error),
+                "error": told(error),
             }),
         });
         let rows: Vec<Value> = rows.collect();
@@ -133,7 +142,7 @@ impl Export {
             for (file, sent) in self.files.iter().zip(&sent) {
                 match sent {
                     Ok(report) => explain(report),
-                    Err(error) => remark(&format!("{}: {}", file.display(), chain(error))),
+                    Err(error) => remark(&format!("{}: {}", file.display(), told(error))),
                 }
             }
         }
@@ -150,6 +159,23 @@ impl Export {
         }
     }
 
+    /// Files of one name in several directories would replace each other.
+    fn require_distinct_cohorts(&self) -> Result<()> {
+        let mut stems = HashSet::new();
+        match self
+            .files
+            .iter()
+            .map(|file| file_stem(file))
+            .find(|stem| !stems.insert(stem.clone()))
+        {
+            Some(twice) => Err(CliError::Usage(format!(
+                "two of the files would be the cohort {twice:?}: send them one by one, each with \
+                 --cohort-id and --name"
+            ))),
+            None => Ok(()),
+        }
+    }
+
     fn target(&self, global: &Global) -> Result<Target> {
         if self.via == Via::Grpc {
             let session = Session::open(global)?;
@@ -159,15 +185,16 @@ impl Export {
                 partner: self.partner.clone(),
             });
         }
+        // An empty variable counts as none, as everywhere.
         let key = |key: &Option<Secret>, flag, variable| match key {
-            Some(key) => Ok(key.reveal().to_owned()),
-            None => Err(CliError::Usage(format!(
+            Some(key) if !key.reveal().is_empty() => Ok(key.reveal().to_owned()),
+            _ => Err(CliError::Usage(format!(
                 "--via rest needs {flag}, or {variable} in the environment"
             ))),
         };
         let base_url = match &self.rest_endpoint {
-            Some(url) => url.clone(),
-            None => Endpoints::read(&global.data_dir())?.rest.ok_or_else(|| {
+            Some(url) if !url.is_empty() => url.clone(),
+            _ => Endpoints::read(&global.data_dir())?.rest.ok_or_else(|| {
                 CliError::Usage("no REST endpoint is known: give --rest-endpoint".to_owned())
             })?,
         };
@@ -197,6 +224,7 @@ impl Export {
             name: self.name.clone(),
             import_id: self.import_id.clone(),
             max_removed_fraction: self.max_removed,
+            allow_empty: self.allow_empty,
             ..Options::new(mode)
         }
     }
@@ -303,12 +331,20 @@ fn explain(report: &FileReport) {
     }
     let malformed = &report.tally.malformed;
     for row in malformed.iter().take(SHOWN_MALFORMED) {
-        remark(&format!("{file}, line {}: {}", row.line, row.defect));
+        remark(&format!("{file}, {row}"));
     }
     if let Some(more @ 1..) = malformed.len().checked_sub(SHOWN_MALFORMED) {
         remark(&format!(
             "{file}: {more} more malformed rows; --output json lists them all"
         ));
+    }
+}
+
+/// Why a file was not sent, and what to do where that is a matter of the command line.
+fn told(error: &ExportError) -> String {
+    match error {
+        ExportError::Nobody(_) => format!("{error}: give --allow-empty if that is meant"),
+        error => chain(error),
     }
 }
 

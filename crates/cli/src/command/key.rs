@@ -182,7 +182,7 @@ async fn rotate(session: &Session, name: KeyName, overlap: Option<Duration>) -> 
         remark(&format!(
             "the old key {} is accepted until {}",
             replaced["key_id"].as_str().unwrap_or_default(),
-            replaced["expire_time"].as_str().unwrap_or_default()
+            when::to_the_second(replaced["expire_time"].as_str().unwrap_or_default())
         ));
     }
     Ok(())

@@ -7,9 +7,10 @@ use muster_storage::Store;
 use crate::{
     command::up::operator_token,
     database::{Database, DatabaseArgs},
-    error::Result,
+    error::{CliError, Result},
     global::Global,
     output,
+    signals::Signals,
 };
 
 /// Which database to migrate.
@@ -24,8 +25,17 @@ pub(crate) struct Migrate {
 
 impl Migrate {
     pub(crate) async fn run(self, global: &Global) -> Result<()> {
-        let database = Database::open(&self.database, global).await?;
-        let migrated = self.migrate(&database.store).await;
+        // A private Postgres must not be left behind by Ctrl-C.
+        let mut signals = Signals::listen()?;
+        let stopped = || CliError::Failed("stopped; what was not applied yet is not".to_owned());
+        let database = tokio::select! {
+            opened = Database::open(&self.database, global) => opened?,
+            () = signals.next() => return Err(stopped()),
+        };
+        let migrated = tokio::select! {
+            migrated = self.migrate(&database.store) => migrated,
+            () = signals.next() => Err(stopped()),
+        };
         database.close().await?;
         output::migrated(global.output, &migrated?)
     }

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     command::serve::{ServingArgs, serve},
-    database::{Database, DatabaseArgs},
+    database::{self, Database, DatabaseArgs},
     deployment::Server,
     endpoints::Endpoints,
     error::{CliError, Result},
@@ -43,6 +43,12 @@ impl Up {
         let database = tokio::select! {
             opened = Database::open(&self.database, global) => opened?,
             () = signals.next() => return Ok(()),
+        };
+        // A private Postgres has taken the directory already. Without one, too, there must not be two
+        // that write the same endpoints and operator token.
+        let _taken = match database.is_private() {
+            true => None,
+            false => Some(muster_launcher::lock(&data_dir).map_err(database::failed)?),
         };
         if database.is_private() {
             remark("Postgres is ready");

@@ -17,7 +17,9 @@ use serde_json::{Value, json};
 
 use crate::error::{CliError, Result};
 
-pub(crate) use table::{Column, col, grouped, render, rows as table_rows, show_control_characters};
+pub(crate) use table::{
+    Column, col, details, grouped, render, rows as table_rows, show_control_characters,
+};
 
 /// How results are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]

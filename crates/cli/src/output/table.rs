@@ -3,6 +3,8 @@
 use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
 use serde_json::Value;
 
+use crate::when;
+
 /// One column of a table, or one line of the details of a thing.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Column {
@@ -73,9 +75,15 @@ impl Column {
             (_, Value::Null) => String::new(),
             (Some(render), value) => render(value),
             (None, Value::Number(number)) if !self.is_name => grouped(number),
+            (None, Value::String(time)) if self.is_time() => when::to_the_second(time),
             (None, value) => render_value(value),
         };
         show_control_characters(&text)
+    }
+
+    /// Whether the contract says that a time is here; it calls times so, and nothing else.
+    fn is_time(&self) -> bool {
+        self.path.ends_with("_time")
     }
 
     fn is_number(&self, json: &Value) -> bool {
@@ -148,7 +156,7 @@ pub(crate) fn rows(columns: &[Column], rows: &[Value]) -> String {
 }
 
 /// The columns of one value, a line each; empty ones are left out.
-pub(super) fn details(columns: &[Column], json: &Value) -> String {
+pub(crate) fn details(columns: &[Column], json: &Value) -> String {
     let lines: Vec<(String, String)> = columns
         .iter()
         .map(|column| (column.heading(), column.text(json)))
@@ -227,9 +235,11 @@ long name        7
     }
 
     #[test]
-    fn details_leave_out_what_is_empty() {
-        let value = json!({ "name": "a", "user_no": null, "create_time": "2026" });
-        assert_eq!(details(COLUMNS, &value), "name:    a\ncreate:  2026\n");
+    fn details_leave_out_what_is_empty_and_fractions_of_seconds() {
+        let time = "2026-03-01T12:00:00.123456Z";
+        let value = json!({ "name": time, "user_no": null, "create_time": time });
+        let expected = format!("name:    {time}\ncreate:  2026-03-01T12:00:00Z\n");
+        assert_eq!(details(COLUMNS, &value), expected);
     }
 
     #[test]

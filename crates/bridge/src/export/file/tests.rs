@@ -45,7 +45,7 @@ fn header_error(bytes: &[u8]) -> HeaderError {
     let sample = sample(bytes);
     match FileSource::open(&sample.path).unwrap_err() {
         FileError::Header(error) => error,
-        FileError::Io(error) => panic!("{error}"),
+        other => panic!("{other}"),
     }
 }
 
@@ -249,4 +249,12 @@ fn a_million_lines_take_seconds() {
     println!("{took:?}");
     // Generous: the build is not optimised and the machine may be busy.
     assert!(took.as_secs() < 30, "{took:?}");
+}
+
+#[test]
+fn what_is_no_regular_file_is_refused_because_it_is_read_more_than_once() {
+    for path in ["/", "/dev/null"] {
+        let error = FileSource::open(Path::new(path)).unwrap_err();
+        assert!(matches!(error, FileError::NotAFile), "{path}: {error}");
+    }
 }

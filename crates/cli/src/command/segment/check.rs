@@ -110,9 +110,7 @@ fn membership(cohort: &pb::CohortMembership) -> String {
     let since = match (cohort.since_version, &cohort.since_time) {
         (0, _) => String::new(),
         (version, time) => {
-            let time = time
-                .as_ref()
-                .and_then(|t| when::rfc3339(t.seconds, t.nanos));
+            let time = time.as_ref().and_then(|t| when::rfc3339(t.seconds, 0));
             let time = time.map(|time| format!(" ({time})")).unwrap_or_default();
             format!(" version {}{time}", grouped(&version))
         }

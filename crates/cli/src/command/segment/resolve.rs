@@ -117,14 +117,20 @@ pub(super) async fn run(session: &Session, args: ResolveArgs) -> Result<()> {
     let first = first_request(session.workspace()?, &args);
     let mut receipt = Receipt::new(args.resume.clone());
     let mut writer = AudienceWriter::new(output::stream(), format, args.view);
-    if args.resume.is_none() {
-        writer.write_header(false)?;
-    }
+    let mut header_is_due = args.resume.is_none();
     let mut fruitless = 0;
     let result = loop {
         let before = receipt.received();
         let request = next_request(&first, &receipt);
-        match stream(session, request, &mut receipt, &mut writer).await {
+        match stream(
+            session,
+            request,
+            &mut receipt,
+            &mut writer,
+            &mut header_is_due,
+        )
+        .await
+        {
             Stop::Complete => break Ok(()),
             Stop::Final(error) => break Err(error),
             // Nobody knows where in a batch the output ended, so there is no place to go on from.
@@ -191,6 +197,7 @@ async fn stream(
     request: pb::ResolveSegmentRequest,
     receipt: &mut Receipt,
     writer: &mut AudienceWriter<impl std::io::Write>,
+    header_is_due: &mut bool,
 ) -> Stop {
     let stopped = |status: tonic::Status| {
         let broken = status.code() == Code::Unavailable || is_transport(&status);
@@ -217,7 +224,14 @@ async fn stream(
             Err(status) => return stopped(status),
         };
         match receipt.accept(message) {
-            Ok(Step::Header) => {}
+            Ok(Step::Header) => {
+                // Not before: an audience that was refused must not look like an empty one.
+                if std::mem::take(header_is_due)
+                    && let Err(error) = writer.write_header(false)
+                {
+                    return Stop::Unwritten(error);
+                }
+            }
             Ok(Step::Users(users)) => {
                 let mut targeted = users.iter().filter(|user| !is_withheld(user));
                 let written = targeted.try_for_each(|user| writer.write(None, user));

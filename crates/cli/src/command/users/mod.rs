@@ -66,6 +66,7 @@ impl Users {
 
 async fn find(session: &Session, user: UserRef) -> Result<()> {
     use pb::find_user_request::User;
+    let by_number = matches!(user, UserRef::UserNo(_));
     let request = pb::FindUserRequest {
         workspace: session.workspace()?,
         user: Some(match user {
@@ -77,6 +78,13 @@ async fn find(session: &Session, user: UserRef) -> Result<()> {
     let found = session
         .call(async || client.find_user(request.clone()).await)
         .await?;
+    if by_number && !session.output.is_json() {
+        // Only of an identifier there is something to say about what imports match.
+        let mut json = found.json();
+        json["matched_by_imports"] = Value::Null;
+        let table = output::details(pb::FindUserResponse::COLUMNS, &json);
+        return session.output.text(&table);
+    }
     session.output.show(&found)
 }
 
