@@ -106,7 +106,7 @@ fn every_row_is_accounted_for_and_malformed_ones_are_listed_with_their_lines() {
         .sum();
     assert_eq!(sum, 7, "{outcomes}");
 
-    let done = muster.run(&["export", "--partner", PARTNER, &path]).code(0);
+    let done = muster.run(&["export", "--partner", PARTNER, &path]).code(1);
     let line = format!("{path}, line 3: 1 fields where the header has 2");
     done.says(&[&line, &format!("{path}, lines 10 to 11: a line break")]);
     let import = muster.json(&["import", "list"])[0]["import_id"].clone();
