@@ -18,9 +18,14 @@ pub(crate) struct DatabaseArgs {
     #[arg(long, env = "DATABASE_URL", value_name = "URL", hide_env_values = true)]
     database_url: Option<String>,
     /// Directory of Postgres' programs [default: from PATH or where Debian has them]
-    #[arg(long, env = "MUSTER_PG_BIN", value_name = "DIR", hide_env_values = true)]
+    #[arg(
+        long,
+        env = "MUSTER_PG_BIN",
+        value_name = "DIR",
+        hide_env_values = true
+    )]
     pg_bin: Option<PathBuf>,
-    /// Connections to the database that each server holds at most
+    /// Connections to the database that each server holds at most, beside 4 for credentials
     #[arg(
         long,
         env = "MUSTER_DATABASE_CONNECTIONS",
