@@ -5,7 +5,9 @@ use muster_domain::error::{Error, Result};
 use muster_proto::segments::v1::{
     self as pb, segment_service_server::SegmentService as SegmentServiceApi,
 };
-use muster_service::{Caller, Once, Page, RpcResult, admitted, once, respond, status};
+use muster_service::{
+    Caller, Once, Page, RpcResult, admitted, once, outlet::Limits, respond, status,
+};
 use muster_storage::{Store, WorkspaceId};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Status};
@@ -45,6 +47,16 @@ impl Api {
             None => named.to_owned(),
         };
         Ok(Scope { id, slug })
+    }
+
+    fn limits(&self, caller: Caller, remedy: &'static str) -> Limits {
+        Limits {
+            store: self.store.clone(),
+            caller,
+            shutdown: self.shutdown.clone(),
+            idle_timeout: self.settings.idle_timeout,
+            remedy,
+        }
     }
 }
 
@@ -207,8 +219,8 @@ impl SegmentServiceApi for Api {
                 partition: body.partition,
                 resume_token: body.resume_token,
             };
-            let (store, shutdown) = (self.store.clone(), self.shutdown.clone());
-            let messages = audience::stream(store, caller, shutdown, wanted).await?;
+            let limits = self.limits(caller, "it can be resumed");
+            let messages = audience::stream(self.store.clone(), limits, wanted).await?;
             let message = move |message| wire::audience_message(&slug, message);
             Ok(messages
                 .map(move |next| next.map(&message).map_err(status))
@@ -265,9 +277,9 @@ impl SegmentServiceApi for Api {
             let base = resolutions::parse_id(&body.base_resolution_id, "base_resolution_id")?;
             let target = resolutions::parse_id(&body.target_resolution_id, "target_resolution_id")?;
             let view = wire::view(body.view)?;
-            let (store, shutdown) = (self.store.clone(), self.shutdown.clone());
-            let messages =
-                diff::stream(store, caller, shutdown, scope.id, (base, target), view).await?;
+            let limits = self.limits(caller, "ask for it again");
+            let store = self.store.clone();
+            let messages = diff::stream(store, limits, scope.id, (base, target), view).await?;
             Ok(messages
                 .map(|next| next.map(wire::diff_message).map_err(status))
                 .boxed())

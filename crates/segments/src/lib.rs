@@ -14,7 +14,6 @@ mod audience;
 mod check;
 mod diff;
 mod evaluation;
-mod outlet;
 mod records;
 mod references;
 mod resolutions;
@@ -40,6 +39,8 @@ pub struct Settings {
     pub resolution_retention: Duration,
     /// How long a call waits for what its consistency token stands for.
     pub visibility_timeout: Duration,
+    /// How long a client may leave an open stream unread.
+    pub idle_timeout: Duration,
 }
 
 impl Default for Settings {
@@ -47,6 +48,7 @@ impl Default for Settings {
         Self {
             resolution_retention: Duration::from_secs(7 * 24 * 60 * 60),
             visibility_timeout: Duration::from_secs(1),
+            idle_timeout: Duration::from_secs(120),
         }
     }
 }
