@@ -13,7 +13,9 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Status};
 
 use crate::{
-    Settings, audience, check, diff, evaluation, resolutions, segments,
+    Settings, audience, check, diff,
+    evaluation::Turns,
+    resolutions, segments,
     wire::{self, Audience},
 };
 
@@ -22,6 +24,7 @@ use crate::{
 pub(crate) struct Api {
     store: Store,
     settings: Settings,
+    turns: Turns,
     shutdown: CancellationToken,
 }
 
@@ -33,9 +36,11 @@ struct Scope {
 
 impl Api {
     pub(crate) fn new(store: Store, settings: Settings, shutdown: CancellationToken) -> Self {
+        let turns = Turns::new(settings.concurrent_evaluations, settings.evaluation_wait);
         Self {
             store,
             settings,
+            turns,
             shutdown,
         }
     }
@@ -177,8 +182,8 @@ impl SegmentServiceApi for Api {
             let (caller, body) = admitted(request);
             let scope = self.workspace(&caller, &body.workspace).await?;
             let (source, demands) = wire::count(&body, self.settings.visibility_timeout)?;
-            let plan = evaluation::plan(&self.store, scope.id, &source, &demands).await?;
-            let evaluated = plan.evaluate().await?;
+            let (store, turns) = (&self.store, &self.turns);
+            let evaluated = turns.evaluate(store, scope.id, &source, &demands).await?;
             Ok(pb::CountSegmentResponse {
                 user_count: evaluated.users.len(),
                 cohort_versions: wire::cohort_versions(evaluated.cohorts),
@@ -202,6 +207,7 @@ impl SegmentServiceApi for Api {
                 Audience::Now(source, demands) => {
                     let wanted = resolutions::Wanted {
                         workspace: id,
+                        turns: &self.turns,
                         source,
                         demands,
                         request_id: &body.request_id,
