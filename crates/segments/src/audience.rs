@@ -168,7 +168,8 @@ pub(crate) async fn stream(
     let (part, digest) = cut.await.map_err(Error::internal)?;
     let id = wanted.resolution.resolution.id;
     let rank = resume_rank(&wanted.resume_token, id, partition, part.len())?;
-    let records = Records::new(store, wanted.workspace, wanted.view, pinned);
+    let passed = passed(&part, rank);
+    let records = Records::new(store, wanted.workspace, wanted.view, pinned, passed);
     let production = Production {
         resolution: id,
         partition,
@@ -180,6 +181,18 @@ pub(crate) async fn stream(
     Ok(outlet::stream(limits, |outlet| {
         production.run(wanted.resolution, outlet)
     }))
+}
+
+/// The users before a rank.
+fn passed(part: &UserSet, rank: u64) -> UserSet {
+    let mut passed = match rank {
+        0 => UserSet::new(),
+        _ => part.clone(),
+    };
+    if let Some(next) = select(part, rank) {
+        passed.remove_range(next..);
+    }
+    passed
 }
 
 fn digest(users: &UserSet) -> [u8; 32] {

@@ -91,7 +91,13 @@ async fn send(
     outlet: &Outlet<DiffMessage>,
 ) -> Result<()> {
     let users = Arc::new(users);
-    let mut records = Records::new(store.clone(), workspace, view, Arc::clone(&users));
+    let mut records = Records::new(
+        store.clone(),
+        workspace,
+        view,
+        Arc::clone(&users),
+        UserSet::new(),
+    );
     let mut rest = users.iter();
     loop {
         let batch: Vec<u32> = rest.by_ref().take(BATCH_RECORDS).collect();
