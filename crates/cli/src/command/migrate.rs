@@ -10,6 +10,7 @@ use crate::{
     error::Result,
     global::Global,
     output,
+    signals::Signals,
 };
 
 /// Which database to migrate.
@@ -26,7 +27,7 @@ impl Migrate {
     pub(crate) async fn run(self, global: &Global) -> Result<()> {
         let database = Database::open(&self.database, global).await?;
         let migrated = self.migrate(&database.store).await;
-        database.close().await?;
+        database.close(&mut Signals::listen()?).await?;
         output::migrated(global.output, &migrated?)
     }
 

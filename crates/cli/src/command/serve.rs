@@ -172,7 +172,7 @@ impl Serve {
         let store = database.as_ref().map(|database| database.store.clone());
         let ended = serve(settings, store, listeners, &mut signals, &mut database, &shutdown).await;
         if let Some(database) = database {
-            database.close().await?;
+            database.close(&mut signals).await?;
         }
         ended
     }
@@ -203,7 +203,11 @@ pub(crate) async fn serve(
     shutdown.cancel();
     tokio::select! {
         ended = running => told.and(ended.map_err(failed)),
-        () = signals.next() => Err(CliError::Failed("stopped without waiting".to_owned())),
+        () = signals.next() => {
+            // Not to be closed in order any more: this stops a private Postgres at once.
+            drop(database.take());
+            Err(CliError::stopped_at_once())
+        }
     }
 }
 
