@@ -192,7 +192,7 @@ async fn a_revoked_token_writes_no_more_even_on_an_open_stream() {
 #[tokio::test]
 async fn a_client_that_sends_nothing_is_let_go() {
     let settings = muster_users::Settings {
-        idle_timeout: Duration::from_millis(100),
+        idle_timeout: Duration::from_secs(1),
     };
     let muster = Muster::with(20, settings).await;
     let mut import = Import::open(&muster).await;
