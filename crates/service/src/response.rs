@@ -65,14 +65,15 @@ const MAX_TEXT_BYTES: usize = 1_024;
 /// 16 KiB: this and one field, in base64, beside a text of which every byte may take three.
 const MAX_DETAIL_BYTES: usize = 5 * 1_024;
 
-/// Cuts a list, one entry a line, after a whole entry; a last line `…` says that it goes on.
+/// Cuts a list, whose entries stand on lines or between commas, after a whole entry; a last entry
+/// `…` says that it goes on.
 fn shorten_list(text: &str, most: usize) -> String {
     const MORE: &str = "…";
     if text.len() <= most {
         return text.to_owned();
     }
     let fits = &text[..text.floor_char_boundary(most.saturating_sub(MORE.len()))];
-    match fits.rfind('\n') {
+    match fits.rfind('\n').or_else(|| fits.rfind(',')) {
         Some(end) => format!("{}{MORE}", &fits[..=end]),
         None => format!("{fits}{MORE}"),
     }
@@ -205,6 +206,14 @@ mod tests {
                 .zip(&cohorts)
                 .all(|(listed, cohort)| listed == cohort)
         );
+    }
+
+    #[test]
+    fn a_list_is_cut_after_a_whole_entry() {
+        assert_eq!(shorten_list("a,b\nc,d\ne", 8), "a,b\n…");
+        assert_eq!(shorten_list("first,second,third", 16), "first,second,…");
+        assert_eq!(shorten_list("first,second", 12), "first,second");
+        assert_eq!(shorten_list("ééé", 5), "é…");
     }
 
     #[test]
