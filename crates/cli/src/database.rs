@@ -1,6 +1,6 @@
 //! The database a server runs on: one the operator names, or a private one in the data directory.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use muster_launcher::{Cluster, Config};
 use muster_storage::{Settings, Store, schema};
@@ -9,6 +9,7 @@ use crate::{
     error::{CliError, Result},
     global::Global,
     output::remark,
+    signals::Signals,
 };
 
 /// Which database to use.
@@ -25,7 +26,7 @@ pub(crate) struct DatabaseArgs {
         hide_env_values = true
     )]
     pg_bin: Option<PathBuf>,
-    /// Connections to the database that each server holds at most
+    /// Connections to the database that each server holds at most, beside 4 for credentials
     #[arg(
         long,
         env = "MUSTER_DATABASE_CONNECTIONS",
@@ -36,6 +37,9 @@ pub(crate) struct DatabaseArgs {
     )]
     database_connections: u32,
 }
+
+/// How long connections in use may hold up the end.
+const CLOSING: Duration = Duration::from_secs(2);
 
 /// A database, with the private cluster that holds it, if any.
 pub(crate) struct Database {
@@ -75,12 +79,20 @@ impl Database {
         }
     }
 
-    /// Closes the connections and stops the private cluster.
-    pub(crate) async fn close(self) -> Result<()> {
-        self.store.close().await;
-        match self.cluster {
-            Some(cluster) => cluster.stop().await.map_err(failed),
-            None => Ok(()),
+    /// Closes the connections and stops the private cluster; at once if there is another signal.
+    pub(crate) async fn close(self, signals: &mut Signals) -> Result<()> {
+        let Self { store, cluster } = self;
+        let orderly = async {
+            // What still works after the grace period is cut off.
+            let _ = tokio::time::timeout(CLOSING, store.close()).await;
+            match cluster {
+                Some(cluster) => cluster.stop().await.map_err(failed),
+                None => Ok(()),
+            }
+        };
+        tokio::select! {
+            closed = orderly => closed,
+            () = signals.next() => Err(CliError::stopped_at_once()),
         }
     }
 }

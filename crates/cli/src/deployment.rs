@@ -181,7 +181,8 @@ fn spawn_grpc(
         });
     }
     if serves(Server::Users) {
-        muster_users::register(&mut services, store.clone(), shutdown.clone());
+        let users = muster_users::Settings::default();
+        muster_users::register(&mut services, store.clone(), users, shutdown.clone());
     }
     if serves(Server::Ingest) {
         let ingest = settings.ingest.clone();

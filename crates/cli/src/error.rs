@@ -63,6 +63,11 @@ impl From<csv::Error> for CliError {
 }
 
 impl CliError {
+    /// The end after a second signal.
+    pub(crate) fn stopped_at_once() -> Self {
+        Self::Failed("stopped without waiting".to_owned())
+    }
+
     /// 2 where the command line is to blame, 1 otherwise.
     pub(crate) fn exit_code(&self) -> ExitCode {
         match self {

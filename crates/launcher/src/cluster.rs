@@ -103,7 +103,8 @@ impl Cluster {
 
     /// Stops Postgres in order: clients are disconnected and a checkpoint is written.
     ///
-    /// After 30 s it is stopped at once instead, and 10 s later killed.
+    /// After 30 s, or when the future is dropped, it is stopped at once instead, and 10 s later
+    /// killed.
     ///
     /// # Errors
     /// Why it does not end, or why it was down already if [`Cluster::failed`] has not told.

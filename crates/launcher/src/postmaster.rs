@@ -5,9 +5,11 @@ use std::process::{Child, ExitStatus};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
+
 use crate::Error;
 use crate::leftovers::signal;
-use crate::stop::Stop;
+use crate::stop::{Stop, StopRequests};
 
 const POLL: Duration = Duration::from_millis(10);
 
@@ -33,29 +35,39 @@ impl Postmaster {
         self.child.try_wait().map_err(cannot_wait)
     }
 
-    /// Ends it, more and more firmly, and reaps it.
-    pub(crate) fn stop(&mut self, stop: Stop) -> Result<(), Error> {
+    /// Ends it, more and more firmly, and reaps it. While it ends in order, a request to stop at
+    /// once is heard.
+    pub(crate) fn stop(
+        &mut self,
+        stop: Stop,
+        requests: Option<&StopRequests>,
+    ) -> Result<(), Error> {
         for &(step, bound) in stop.steps() {
             if self.exit_status()?.is_some() {
                 return Ok(());
             }
             // Not reaped yet, so the number is still its own.
             signal(self.pid(), step);
-            if self.wait(bound)? {
+            let hurry = requests.filter(|_| step == Signal::SIGINT);
+            if self.wait(bound, hurry)? {
                 return Ok(());
             }
-            tracing::warn!(pid = self.pid(), signal = %step, ?bound, "the postmaster does not end");
+            tracing::warn!(pid = self.pid(), signal = %step, "the postmaster did not end in time");
         }
         Err(cannot_wait(io::Error::from(io::ErrorKind::TimedOut)))
     }
 
-    fn wait(&mut self, bound: Duration) -> Result<bool, Error> {
+    fn wait(&mut self, bound: Duration, hurry: Option<&StopRequests>) -> Result<bool, Error> {
         let deadline = Instant::now() + bound;
         while self.exit_status()?.is_none() {
             if Instant::now() >= deadline {
                 return Ok(false);
             }
-            thread::sleep(POLL);
+            match hurry {
+                Some(requests) if requests.wait(POLL) == Some(Stop::Immediate) => return Ok(false),
+                Some(_) => {}
+                None => thread::sleep(POLL),
+            }
         }
         Ok(true)
     }
@@ -63,7 +75,7 @@ impl Postmaster {
 
 impl Drop for Postmaster {
     fn drop(&mut self) {
-        if let Err(error) = self.stop(Stop::Immediate) {
+        if let Err(error) = self.stop(Stop::Immediate, None) {
             tracing::error!(%error, pid = self.pid(), "the postmaster stays behind");
         }
     }

@@ -68,7 +68,7 @@ impl Supervisor {
     pub(crate) fn run(mut self, stop: &StopRequests) -> Result<(), Error> {
         loop {
             if let Some(how) = stop.wait(POLL) {
-                return self.stop(how);
+                return self.stop(how, stop);
             }
             let Some(status) = self.postmaster.exit_status()? else {
                 continue;
@@ -82,9 +82,9 @@ impl Supervisor {
         }
     }
 
-    fn stop(&mut self, how: Stop) -> Result<(), Error> {
+    fn stop(&mut self, how: Stop, requests: &StopRequests) -> Result<(), Error> {
         self.pid.set(None);
-        self.postmaster.stop(how)?;
+        self.postmaster.stop(how, Some(requests))?;
         // Backends outlive a postmaster that had to be killed.
         self.launch.clear_leftovers()?;
         tracing::info!("PostgreSQL has stopped");

@@ -221,6 +221,24 @@ async fn dropping_stops_it_and_releases_the_directory() {
 }
 
 #[tokio::test]
+async fn an_orderly_stop_that_hangs_can_be_cut_short() {
+    let directory = directory();
+    let cluster = start(directory.path()).await;
+    let pid = cluster.postmaster_pid().unwrap();
+    let checkpointer = "select pid from pg_stat_activity where backend_type = 'checkpointer'";
+    let checkpointer = query(&cluster.url("postgres"), checkpointer).unwrap();
+    // Without its checkpoint Postgres does not end in order.
+    let stopped = Command::new("kill").args(["-STOP", &checkpointer]).status();
+    assert!(stopped.unwrap().success());
+    let begun = Instant::now();
+    let orderly = tokio::time::timeout(Duration::from_millis(300), cluster.stop()).await;
+    assert!(orderly.is_err(), "it hangs until the future is dropped");
+    assert!(!runs(pid));
+    // Postgres itself gives what it cannot end 5 s.
+    assert!(begun.elapsed() < Duration::from_secs(20));
+}
+
+#[tokio::test]
 async fn dropping_the_start_leaves_nothing_running() {
     let directory = directory();
     start(directory.path()).await.stop().await.unwrap();

@@ -5,13 +5,17 @@ use muster_domain::error::{Error, Result};
 use muster_proto::segments::v1::{
     self as pb, segment_service_server::SegmentService as SegmentServiceApi,
 };
-use muster_service::{Caller, Once, Page, RpcResult, admitted, once, respond, status};
+use muster_service::{
+    Caller, Once, Page, RpcResult, admitted, once, outlet::Limits, respond, status,
+};
 use muster_storage::{Store, WorkspaceId};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Status};
 
 use crate::{
-    Settings, audience, check, diff, evaluation, resolutions, segments,
+    Settings, audience, check, diff,
+    evaluation::Turns,
+    resolutions, segments,
     wire::{self, Audience},
 };
 
@@ -20,6 +24,7 @@ use crate::{
 pub(crate) struct Api {
     store: Store,
     settings: Settings,
+    turns: Turns,
     shutdown: CancellationToken,
 }
 
@@ -31,9 +36,11 @@ struct Scope {
 
 impl Api {
     pub(crate) fn new(store: Store, settings: Settings, shutdown: CancellationToken) -> Self {
+        let turns = Turns::new(settings.concurrent_evaluations, settings.evaluation_wait);
         Self {
             store,
             settings,
+            turns,
             shutdown,
         }
     }
@@ -45,6 +52,16 @@ impl Api {
             None => named.to_owned(),
         };
         Ok(Scope { id, slug })
+    }
+
+    fn limits(&self, caller: Caller, remedy: &'static str) -> Limits {
+        Limits {
+            store: self.store.clone(),
+            caller,
+            shutdown: self.shutdown.clone(),
+            idle_timeout: self.settings.idle_timeout,
+            remedy,
+        }
     }
 }
 
@@ -165,8 +182,8 @@ impl SegmentServiceApi for Api {
             let (caller, body) = admitted(request);
             let scope = self.workspace(&caller, &body.workspace).await?;
             let (source, demands) = wire::count(&body, self.settings.visibility_timeout)?;
-            let plan = evaluation::plan(&self.store, scope.id, &source, &demands).await?;
-            let evaluated = plan.evaluate().await?;
+            let (store, turns) = (&self.store, &self.turns);
+            let evaluated = turns.evaluate(store, scope.id, &source, &demands).await?;
             Ok(pb::CountSegmentResponse {
                 user_count: evaluated.users.len(),
                 cohort_versions: wire::cohort_versions(evaluated.cohorts),
@@ -190,6 +207,7 @@ impl SegmentServiceApi for Api {
                 Audience::Now(source, demands) => {
                     let wanted = resolutions::Wanted {
                         workspace: id,
+                        turns: &self.turns,
                         source,
                         demands,
                         request_id: &body.request_id,
@@ -207,8 +225,8 @@ impl SegmentServiceApi for Api {
                 partition: body.partition,
                 resume_token: body.resume_token,
             };
-            let (store, shutdown) = (self.store.clone(), self.shutdown.clone());
-            let messages = audience::stream(store, caller, shutdown, wanted).await?;
+            let limits = self.limits(caller, "it can be resumed");
+            let messages = audience::stream(self.store.clone(), limits, wanted).await?;
             let message = move |message| wire::audience_message(&slug, message);
             Ok(messages
                 .map(move |next| next.map(&message).map_err(status))
@@ -265,9 +283,9 @@ impl SegmentServiceApi for Api {
             let base = resolutions::parse_id(&body.base_resolution_id, "base_resolution_id")?;
             let target = resolutions::parse_id(&body.target_resolution_id, "target_resolution_id")?;
             let view = wire::view(body.view)?;
-            let (store, shutdown) = (self.store.clone(), self.shutdown.clone());
-            let messages =
-                diff::stream(store, caller, shutdown, scope.id, (base, target), view).await?;
+            let limits = self.limits(caller, "ask for it again");
+            let store = self.store.clone();
+            let messages = diff::stream(store, limits, scope.id, (base, target), view).await?;
             Ok(messages
                 .map(|next| next.map(wire::diff_message).map_err(status))
                 .boxed())

@@ -6,16 +6,16 @@ use muster_domain::{
     error::{Error, Result},
     user_set::UserSet,
 };
-use muster_service::{Caller, page};
+use muster_service::{
+    outlet::{self, Limits, Messages, Outlet},
+    page,
+};
 use muster_storage::{Store, WorkspaceId};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
-use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
-    outlet::{self, Outlet},
     records::{Record, Records, View},
     resolutions::Described,
 };
@@ -155,10 +155,9 @@ pub(crate) struct Wanted {
 /// `INVALID_ARGUMENT` on `resume_token` if it is of another resolution or partition.
 pub(crate) async fn stream(
     store: Store,
-    caller: Caller,
-    shutdown: CancellationToken,
+    limits: Limits,
     wanted: Wanted,
-) -> Result<ReceiverStream<Result<AudienceMessage>>> {
+) -> Result<Messages<AudienceMessage>> {
     let pinned = Arc::new(wanted.users);
     let (users, partition) = (Arc::clone(&pinned), wanted.partition);
     let cut = tokio::task::spawn_blocking(move || {
@@ -169,7 +168,8 @@ pub(crate) async fn stream(
     let (part, digest) = cut.await.map_err(Error::internal)?;
     let id = wanted.resolution.resolution.id;
     let rank = resume_rank(&wanted.resume_token, id, partition, part.len())?;
-    let records = Records::new(store.clone(), wanted.workspace, wanted.view, pinned);
+    let passed = passed(&part, rank);
+    let records = Records::new(store, wanted.workspace, wanted.view, pinned, passed);
     let production = Production {
         resolution: id,
         partition,
@@ -178,9 +178,21 @@ pub(crate) async fn stream(
         rank,
         records,
     };
-    Ok(outlet::stream(store, caller, shutdown, |outlet| {
+    Ok(outlet::stream(limits, |outlet| {
         production.run(wanted.resolution, outlet)
     }))
+}
+
+/// The users before a rank.
+fn passed(part: &UserSet, rank: u64) -> UserSet {
+    let mut passed = match rank {
+        0 => UserSet::new(),
+        _ => part.clone(),
+    };
+    if let Some(next) = select(part, rank) {
+        passed.remove_range(next..);
+    }
+    passed
 }
 
 fn digest(users: &UserSet) -> [u8; 32] {
@@ -207,7 +219,7 @@ impl Production {
             resolution,
             partition_user_count: total,
         };
-        outlet.send(header).await;
+        outlet.send(header).await?;
         let mut withheld_count = 0;
         // A token of the very end selects nobody.
         let rest = select(&self.part, self.rank).map(|first| self.part.range(first..));
@@ -235,7 +247,7 @@ impl Production {
                     records,
                     resume_token: page::encode(&token),
                 };
-                outlet.send(batch).await;
+                outlet.send(batch).await?;
             }
         }
         let end = AudienceMessage::End {
@@ -243,8 +255,7 @@ impl Production {
             digest: self.digest,
             withheld_count,
         };
-        outlet.send(end).await;
-        Ok(())
+        outlet.send(end).await
     }
 }
 

@@ -10,15 +10,12 @@ use muster_domain::{
     error::{Error, Result},
     user_set::{Standing, Tombstones, UserSet},
 };
-use muster_service::Caller;
+use muster_service::outlet::{self, Limits, Messages, Outlet};
 use muster_storage::{Store, WorkspaceId};
-use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
     audience::{BATCH_RECORDS, split},
-    outlet::{self, Outlet},
     records::{Record, Records, View},
     resolutions,
 };
@@ -51,12 +48,11 @@ pub(crate) enum DiffMessage {
 /// `NOT_FOUND`.
 pub(crate) async fn stream(
     store: Store,
-    caller: Caller,
-    shutdown: CancellationToken,
+    limits: Limits,
     workspace: WorkspaceId,
     (base, target): (Uuid, Uuid),
     view: View,
-) -> Result<ReceiverStream<Result<DiffMessage>>> {
+) -> Result<Messages<DiffMessage>> {
     let (_, base) = resolutions::get_with_users(&store, workspace, base).await?;
     let (_, target) = resolutions::get_with_users(&store, workspace, target).await?;
     let (tx, directory) = store
@@ -70,20 +66,18 @@ pub(crate) async fn stream(
         (&base - &target, &target - &base, stayed)
     });
     let (left, entered, stayed) = compared.await.map_err(Error::internal)?;
-    let source = store.clone();
-    Ok(outlet::stream(store, caller, shutdown, move |outlet| {
+    Ok(outlet::stream(limits, move |outlet| {
         let header = DiffMessage::Header {
             entered: entered.len(),
             left: left.len(),
             stayed,
         };
         async move {
-            outlet.send(header).await;
+            outlet.send(header).await?;
             for (side, users) in [(Side::Left, left), (Side::Entered, entered)] {
-                send(&source, workspace, view, side, users, &outlet).await?;
+                send(&store, workspace, view, side, users, &outlet).await?;
             }
-            outlet.send(DiffMessage::End).await;
-            Ok(())
+            outlet.send(DiffMessage::End).await
         }
     }))
 }
@@ -97,7 +91,13 @@ async fn send(
     outlet: &Outlet<DiffMessage>,
 ) -> Result<()> {
     let users = Arc::new(users);
-    let mut records = Records::new(store.clone(), workspace, view, Arc::clone(&users));
+    let mut records = Records::new(
+        store.clone(),
+        workspace,
+        view,
+        Arc::clone(&users),
+        UserSet::new(),
+    );
     let mut rest = users.iter();
     loop {
         let batch: Vec<u32> = rest.by_ref().take(BATCH_RECORDS).collect();
@@ -105,7 +105,7 @@ async fn send(
             return Ok(());
         }
         for records in split(records.read(&batch).await?) {
-            outlet.send(DiffMessage::Batch { side, records }).await;
+            outlet.send(DiffMessage::Batch { side, records }).await?;
         }
     }
 }

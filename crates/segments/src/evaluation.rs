@@ -22,7 +22,10 @@ use muster_storage::{
     segments::{self, Segment},
     versions,
 };
-use tokio::time::Instant;
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, timeout},
+};
 use uuid::Uuid;
 
 use crate::{
@@ -72,6 +75,47 @@ pub(crate) struct Evaluated {
     pub(crate) users: UserSet,
     pub(crate) directory_epoch: i64,
     pub(crate) cohorts: Vec<CohortRead>,
+}
+
+/// The evaluations that a process makes at once: each holds all cohorts of its filter in memory.
+#[derive(Debug)]
+pub(crate) struct Turns {
+    free: Semaphore,
+    patience: Duration,
+}
+
+impl Turns {
+    /// So many at once; a call waits at most `patience` for its turn.
+    pub(crate) fn new(at_once: usize, patience: Duration) -> Self {
+        Self {
+            free: Semaphore::new(at_once),
+            patience,
+        }
+    }
+
+    /// Evaluates when it is this call's turn. Nothing of the database is held before.
+    ///
+    /// # Errors
+    /// `RESOURCE_EXHAUSTED` (`EVALUATIONS_BUSY`) if it does not come in time; else as [`plan`].
+    pub(crate) async fn evaluate(
+        &self,
+        store: &Store,
+        workspace: WorkspaceId,
+        source: &Source,
+        demands: &Demands,
+    ) -> Result<Evaluated> {
+        let turn = timeout(self.patience, self.free.acquire()).await;
+        let _turn = turn.map_err(|_| {
+            Error::new(
+                Kind::ResourceExhausted,
+                "EVALUATIONS_BUSY",
+                "the server makes as many evaluations as it may; try again",
+            )
+            .retry_after(Duration::from_secs(1))
+        })?;
+        let plan = plan(store, workspace, source, demands).await?;
+        plan.evaluate().await
+    }
 }
 
 /// Takes a snapshot and finds out what is to be read in it.
@@ -125,7 +169,7 @@ pub(crate) async fn plan(
 
 impl Plan {
     /// Reads the cohorts and applies the filter.
-    pub(crate) async fn evaluate(mut self) -> Result<Evaluated> {
+    async fn evaluate(mut self) -> Result<Evaluated> {
         let names = Names::of(&mut self.tx, self.workspace, [&self.saved]).await?;
         let filter_text = names.text(&self.saved, |id| *id)?;
         let mut stored = HashMap::new();

@@ -14,7 +14,6 @@ mod audience;
 mod check;
 mod diff;
 mod evaluation;
-mod outlet;
 mod records;
 mod references;
 mod resolutions;
@@ -40,6 +39,12 @@ pub struct Settings {
     pub resolution_retention: Duration,
     /// How long a call waits for what its consistency token stands for.
     pub visibility_timeout: Duration,
+    /// Evaluations made at once; each holds all cohorts of its filter in memory.
+    pub concurrent_evaluations: usize,
+    /// How long a call waits for its turn to evaluate.
+    pub evaluation_wait: Duration,
+    /// How long a client may leave an open stream unread.
+    pub idle_timeout: Duration,
 }
 
 impl Default for Settings {
@@ -47,6 +52,9 @@ impl Default for Settings {
         Self {
             resolution_retention: Duration::from_secs(7 * 24 * 60 * 60),
             visibility_timeout: Duration::from_secs(1),
+            concurrent_evaluations: 4,
+            evaluation_wait: Duration::from_secs(5),
+            idle_timeout: Duration::from_secs(120),
         }
     }
 }

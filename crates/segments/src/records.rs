@@ -66,8 +66,8 @@ enum Fate {
 }
 
 /// What has become of the pinned users who are no longer live. Of several who live on as one and the
-/// same, the first speaks for them, unless `silent` has it: a stream that has withheld it cannot
-/// take that back.
+/// same, the first speaks for them that is not in `silent`: a stream that has withheld a user, or
+/// may have, cannot take that back.
 fn fates(pinned: &UserSet, tombstones: &Tombstones, silent: &UserSet) -> HashMap<u32, Fate> {
     let mut spoken_for = HashSet::new();
     let gone = pinned & tombstones.gone();
@@ -97,16 +97,21 @@ pub(crate) struct Records {
     /// Epoch of the directory that `fates` is right for.
     epoch: Option<i64>,
     fates: HashMap<u32, Fate>,
-    /// Users this stream has withheld because another record was to speak for them.
+    /// Users who can no longer speak for others: this stream has withheld them because another
+    /// record was to speak for them, or they came before it was resumed.
     silent: UserSet,
 }
 
 impl Records {
+    /// `passed` are the users that came out before the stream was resumed. What was withheld then is
+    /// not known, so none of them speaks for anybody: whoever was merged into the same person comes
+    /// out once more rather than never.
     pub(crate) fn new(
         store: Store,
         workspace: WorkspaceId,
         view: View,
         pinned: Arc<UserSet>,
+        passed: UserSet,
     ) -> Self {
         Self {
             store,
@@ -115,7 +120,7 @@ impl Records {
             pinned,
             epoch: None,
             fates: HashMap::new(),
-            silent: UserSet::new(),
+            silent: passed,
         }
     }
 

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
-    evaluation::{self, Demands, Source},
+    evaluation::{Demands, Source, Turns},
     references::find_segment,
 };
 
@@ -34,6 +34,7 @@ const METHOD: &str = "resolve_segment";
 /// A resolution to make: who asks for it, and what defines it.
 pub(crate) struct Wanted<'a, M> {
     pub(crate) workspace: WorkspaceId,
+    pub(crate) turns: &'a Turns,
     pub(crate) source: &'a Source,
     pub(crate) demands: &'a Demands,
     pub(crate) request_id: &'a str,
@@ -64,8 +65,10 @@ pub(crate) async fn make<M: Message>(
     }
     // Ahead of the transaction that keeps it, so that no call ever waits for a second connection
     // while it holds one. Workers that start together may each evaluate; the first one's is kept.
-    let made = evaluation::plan(store, workspace, wanted.source, wanted.demands).await?;
-    let made = made.evaluate().await?;
+    let made = wanted
+        .turns
+        .evaluate(store, workspace, wanted.source, wanted.demands);
+    let made = made.await?;
     let attempt = once::<String>(
         store,
         caller,

@@ -2,6 +2,7 @@
 //! authorisation table.
 //!
 //! Credentials are looked up for every call, so a revocation is effective at once on every server.
+//! That has connections of its own: work that waits for a contended cohort must lock nobody out.
 
 use std::task::{Context, Poll};
 
@@ -17,7 +18,7 @@ use muster_storage::{
     credentials::{self, Credential, State},
     partners, workspaces,
 };
-use tonic::{Request, body::Body};
+use tonic::{Request, Status, body::Body};
 use tower::{Layer, Service};
 use uuid::Uuid;
 
@@ -97,7 +98,7 @@ impl Caller {
     /// # Errors
     /// `UNAUTHENTICATED` (`CREDENTIAL_INVALID`) if it is not any more.
     pub async fn check_active(&self, store: &Store) -> Result<()> {
-        let mut connection = store.connection().await?;
+        let mut connection = store.credential_connection().await?;
         if credentials::is_active(&mut connection, self.credential).await? {
             Ok(())
         } else {
@@ -163,12 +164,17 @@ where
         if is_open(request.uri().path()) {
             return Box::pin(self.inner.call(request));
         }
+        let Some(rule) = rule(request.uri().path()) else {
+            // What clients take for a server of another version, which it is.
+            let unknown = Status::unimplemented("the server does not know this rpc");
+            return Box::pin(async { Ok(unknown.into_http()) });
+        };
         // The service that was polled ready is the one to call.
         let next = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, next);
         let store = self.store.clone();
         Box::pin(async move {
-            match admit(&store, request.uri().path(), request.headers()).await {
+            match admit(&store, rule, request.headers()).await {
                 Ok(caller) => {
                     request.extensions_mut().insert(caller);
                     inner.call(request).await
@@ -186,9 +192,8 @@ fn is_open(path: &str) -> bool {
         .any(|package| path.starts_with(package))
 }
 
-async fn admit(store: &Store, rpc: &str, headers: &HeaderMap) -> Result<Caller> {
-    let rule = rule(rpc).ok_or_else(|| Error::not_found("rpc", rpc))?;
-    let mut connection = store.connection().await?;
+async fn admit(store: &Store, rule: &Rule, headers: &HeaderMap) -> Result<Caller> {
+    let mut connection = store.credential_connection().await?;
     let partner_key = match headers.get("muster-partner-api-key") {
         None => None,
         Some(value) => {

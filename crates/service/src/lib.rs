@@ -21,6 +21,7 @@ pub mod authorization;
 pub mod caller;
 pub mod consistency;
 pub mod once;
+pub mod outlet;
 pub mod page;
 pub mod response;
 pub mod server;

@@ -27,14 +27,21 @@ pub async fn respond<T>(body: impl Future<Output = Result<T, Error>>) -> RpcResu
 /// in its place.
 pub fn status(error: Error) -> Status {
     let mut details = ErrorDetails::new();
-    let metadata: HashMap<String, String> = error
-        .metadata
-        .iter()
-        .map(|(key, value)| ((*key).to_owned(), value.clone()))
-        .collect();
+    let mut room = MAX_DETAIL_BYTES;
+    let mut metadata = HashMap::new();
+    for (key, value) in &error.metadata {
+        let value = shorten_list(value, room);
+        room = room.saturating_sub(key.len() + value.len());
+        metadata.insert((*key).to_owned(), value);
+    }
     details.set_error_info(error.reason, ERROR_DOMAIN, metadata);
     for violation in &error.fields {
-        details.add_bad_request_violation(&violation.field, shorten(&violation.description));
+        let (field, description) = (shorten(&violation.field), shorten(&violation.description));
+        // The first one is always told: it fits in beside the facts.
+        if !details.has_bad_request_violations() || field.len() + description.len() <= room {
+            room = room.saturating_sub(field.len() + description.len());
+            details.add_bad_request_violation(field, description);
+        }
     }
     if let Some(wait) = error.retry_after {
         details.set_retry_info(Some(wait));
@@ -54,8 +61,25 @@ pub fn status(error: Error) -> Status {
 /// Longest text of an error, in bytes.
 const MAX_TEXT_BYTES: usize = 1_024;
 
-/// Cuts a text that repeats something long of the request: a status travels in headers, and clients
-/// refuse more than 16 KiB of them.
+/// Most bytes of facts and fields. A status travels in headers, of which clients refuse more than
+/// 16 KiB: this and one field, in base64, beside a text of which every byte may take three.
+const MAX_DETAIL_BYTES: usize = 5 * 1_024;
+
+/// Cuts a list, whose entries stand on lines or between commas, after a whole entry; a last entry
+/// `…` says that it goes on.
+fn shorten_list(text: &str, most: usize) -> String {
+    const MORE: &str = "…";
+    if text.len() <= most {
+        return text.to_owned();
+    }
+    let fits = &text[..text.floor_char_boundary(most.saturating_sub(MORE.len()))];
+    match fits.rfind('\n').or_else(|| fits.rfind(',')) {
+        Some(end) => format!("{}{MORE}", &fits[..=end]),
+        None => format!("{fits}{MORE}"),
+    }
+}
+
+/// Cuts a text that repeats something long of the request.
 fn shorten(text: &str) -> String {
     if text.len() <= MAX_TEXT_BYTES {
         return text.to_owned();
@@ -144,6 +168,52 @@ mod tests {
         let status = status(Error::not_found("workspace", "é".repeat(60_000)));
         assert!(status.message().len() < 1_100);
         assert!(status.message().ends_with("é…"));
+    }
+
+    #[test]
+    fn a_status_fits_into_the_headers_that_clients_accept() {
+        let cohorts: Vec<String> = (0..1_000)
+            .map(|n| format!("tinyclues:cohort-{n}"))
+            .collect();
+        let mut error = Error::new(
+            Kind::FailedPrecondition,
+            "COHORT_TOO_OLD",
+            "é".repeat(9_000),
+        )
+        .with("cohorts", cohorts.join("\n"))
+        .with("others", "x".repeat(9_000));
+        for n in 0..100 {
+            let field = Error::field(format!("filter{n}").repeat(300), "é".repeat(9_000));
+            error.fields.extend(field.fields);
+        }
+        let status = status(error);
+        let headers = status.clone().into_http::<()>().into_parts().0.headers;
+        let bytes = headers
+            .iter()
+            .map(|(name, value)| name.as_str().len() + value.len() + 32);
+        assert!(bytes.sum::<usize>() < 15 * 1_024);
+        let details = status.get_error_details();
+        assert_eq!(details.bad_request().unwrap().field_violations.len(), 1);
+        // A program that reads the list reads whole entries.
+        let info = details.error_info().unwrap();
+        let listed: Vec<&str> = info.metadata["cohorts"].lines().collect();
+        let (more, listed) = listed.split_last().unwrap();
+        assert_eq!(*more, "…");
+        assert!(listed.len() > 100);
+        assert!(
+            listed
+                .iter()
+                .zip(&cohorts)
+                .all(|(listed, cohort)| listed == cohort)
+        );
+    }
+
+    #[test]
+    fn a_list_is_cut_after_a_whole_entry() {
+        assert_eq!(shorten_list("a,b\nc,d\ne", 8), "a,b\n…");
+        assert_eq!(shorten_list("first,second,third", 16), "first,second,…");
+        assert_eq!(shorten_list("first,second", 12), "first,second");
+        assert_eq!(shorten_list("ééé", 5), "é…");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The pool of connections, and transactions that have a name.
+//! The pools of connections, and transactions that have a name.
 
 use std::{
     ops::{Deref, DerefMut},
@@ -19,7 +19,7 @@ use crate::{Error, Result, directory::DirectoryCache};
 pub struct Settings {
     /// `postgres://…`
     pub url: String,
-    /// Most connections held at once.
+    /// Most connections held at once by work; four more look credentials up.
     pub max_connections: u32,
     /// How long a call waits for a free connection before it fails with `UNAVAILABLE`. Callers give
     /// up after 10 s, so this must be well below.
@@ -43,15 +43,21 @@ impl Settings {
     }
 }
 
+/// Connections beside [`Settings::max_connections`] that only look credentials up.
+const CREDENTIAL_CONNECTIONS: u32 = 4;
+
 /// The database of a deployment; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Store {
     pool: PgPool,
+    /// For short statements that wait for nobody, so that work which holds all of `pool`, waiting
+    /// for one lock, does not keep everybody out.
+    credentials: PgPool,
     directories: DirectoryCache,
 }
 
 impl Store {
-    /// Prepares the pool; connections are made when they are needed, so a server starts, and says
+    /// Prepares the pools; connections are made when they are needed, so a server starts, and says
     /// what is wrong, also while the database is away.
     ///
     /// # Errors
@@ -65,12 +71,15 @@ impl Store {
                 ("statement_timeout", millis(settings.statement_timeout)),
                 ("idle_in_transaction_session_timeout", "60000".to_owned()),
             ]);
-        let pool = PgPoolOptions::new()
-            .max_connections(settings.max_connections)
-            .acquire_timeout(settings.acquire_timeout)
-            .connect_lazy_with(options);
+        let pool = |max_connections, options| {
+            PgPoolOptions::new()
+                .max_connections(max_connections)
+                .acquire_timeout(settings.acquire_timeout)
+                .connect_lazy_with(options)
+        };
         Ok(Self {
-            pool,
+            pool: pool(settings.max_connections, options.clone()),
+            credentials: pool(CREDENTIAL_CONNECTIONS, options),
             directories: DirectoryCache::default(),
         })
     }
@@ -81,6 +90,14 @@ impl Store {
     /// `UNAVAILABLE` if none is free in time.
     pub async fn connection(&self) -> Result<PoolConnection<Postgres>> {
         Ok(self.pool.acquire().await?)
+    }
+
+    /// A connection to look credentials up with, free also while work waits for other connections.
+    ///
+    /// # Errors
+    /// `UNAVAILABLE` if none is free in time.
+    pub async fn credential_connection(&self) -> Result<PoolConnection<Postgres>> {
+        Ok(self.credentials.acquire().await?)
     }
 
     /// Begins a transaction; dropping it rolls back.
@@ -107,7 +124,7 @@ impl Store {
 
     /// Closes all connections, waiting for those in use.
     pub async fn close(&self) {
-        self.pool.close().await;
+        tokio::join!(self.pool.close(), self.credentials.close());
     }
 }
 

@@ -3,7 +3,7 @@
 //! The cohort at version V is the newest checkpoint at or before V with the deltas up to V applied.
 //! Publishing inserts rows and bumps the version; it never rewrites the set.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use muster_domain::{
     import::Publication,
@@ -196,7 +196,22 @@ pub struct LastChange {
     pub added: bool,
 }
 
-/// The last version up to `version` that added or removed a user, as far as deltas are kept.
+/// What the log of a cohort says about some users.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum History {
+    /// This is the last that happened to one of them.
+    Changed(LastChange),
+    /// Nothing happened to any, as far as deltas are kept.
+    Untouched,
+    /// Nothing happened to any in the newest deltas; there are more than are looked through.
+    TooLong,
+}
+
+/// Deltas that a search for a change looks through before it gives up.
+const MAX_LOOKED_BACK: usize = 2_000;
+
+/// The last version up to `version` that added or removed any of some users, as far as deltas are
+/// kept and the search is worth it.
 ///
 /// # Errors
 /// If the database fails.
@@ -205,40 +220,47 @@ pub async fn last_change(
     workspace: WorkspaceId,
     cohort: Uuid,
     version: i64,
-    user: u32,
-) -> Result<Option<LastChange>> {
+    users: &UserSet,
+) -> Result<History> {
     /// Deltas looked through at a time, so that memory is bounded.
-    const PAGE: i64 = 32;
-    let mut below = version + 1;
-    loop {
+    const PAGE: usize = 32;
+    let parts: BTreeSet<u32> = users.iter().map(user_set::part_of).collect();
+    let parts: Vec<i32> = parts.into_iter().map(part_number).collect();
+    let mut below = (version + 1, 0);
+    let mut looked_through = 0;
+    while looked_through < MAX_LOOKED_BACK {
         let deltas = sqlx::query!(
-            "SELECT version, published_at, added, removed
+            "SELECT version, part, published_at, added, removed
              FROM cohort_delta JOIN cohort_version USING (workspace_id, cohort_id, version)
-             WHERE workspace_id = $1 AND cohort_id = $2 AND version < $3 AND part = $4
-             ORDER BY version DESC LIMIT $5",
+             WHERE workspace_id = $1 AND cohort_id = $2 AND (version, part) < ($3, $4)
+               AND part = ANY($5)
+             ORDER BY version DESC, part DESC LIMIT $6",
             workspace.0,
             cohort,
-            below,
-            part_number(user_set::part_of(user)),
-            PAGE,
+            below.0,
+            below.1,
+            &parts,
+            int(PAGE),
         )
         .fetch_all(&mut *conn)
         .await?;
         for delta in &deltas {
-            let added = user_set::from_bytes(&delta.added)?.contains(user);
-            if added || user_set::from_bytes(&delta.removed)?.contains(user) {
-                return Ok(Some(LastChange {
+            let added = !user_set::from_bytes(&delta.added)?.is_disjoint(users);
+            if added || !user_set::from_bytes(&delta.removed)?.is_disjoint(users) {
+                return Ok(History::Changed(LastChange {
                     version: delta.version,
                     published_at: delta.published_at,
                     added,
                 }));
             }
         }
+        looked_through += deltas.len();
         match deltas.last() {
-            Some(last) => below = last.version,
-            None => return Ok(None),
+            Some(last) if deltas.len() == PAGE => below = (last.version, last.part),
+            _ => return Ok(History::Untouched),
         }
     }
+    Ok(History::TooLong)
 }
 
 impl Store {

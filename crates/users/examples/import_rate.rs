@@ -49,7 +49,8 @@ async fn main() {
 
     let shutdown = CancellationToken::new();
     let mut services = Services::default();
-    muster_users::register(&mut services, store.clone(), shutdown.clone());
+    let settings = muster_users::Settings::default();
+    muster_users::register(&mut services, store.clone(), settings, shutdown.clone());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint = format!("http://{}", listener.local_addr().unwrap());
     tokio::spawn(async move {

@@ -7,13 +7,18 @@ use futures::{
 use muster_domain::error::Result;
 use muster_proto::users::v1::{self as pb, user_service_server::UserService};
 use muster_service::{
-    Caller, Once, RpcResult, admitted, once, respond, response::broken_stream, status,
+    Caller, Once, RpcResult, admitted, once,
+    outlet::{self, Limits},
+    respond,
+    response::broken_stream,
+    status,
 };
 use muster_storage::{Store, Tx, WorkspaceId};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
+    Settings,
     delete::delete,
     find::find,
     identify::identify,
@@ -28,12 +33,17 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Api {
     store: Store,
+    settings: Settings,
     shutdown: CancellationToken,
 }
 
 impl Api {
-    pub(crate) fn new(store: Store, shutdown: CancellationToken) -> Self {
-        Self { store, shutdown }
+    pub(crate) fn new(store: Store, settings: Settings, shutdown: CancellationToken) -> Self {
+        Self {
+            store,
+            settings,
+            shutdown,
+        }
     }
 
     /// Does `work` in one transaction, or gives the answer of the time it was done.
@@ -73,18 +83,25 @@ impl UserService for Api {
         request: Request<Streaming<pb::ImportUsersRequest>>,
     ) -> RpcResult<Self::ImportUsersStream> {
         let (caller, mut batches) = admitted(request);
-        let mut import = Import::new(self.store.clone(), caller, self.shutdown.clone());
-        let answers = async_stream::try_stream! {
+        let mut import = Import::new(self.store.clone(), caller.clone());
+        let limits = Limits {
+            store: self.store.clone(),
+            caller,
+            shutdown: self.shutdown.clone(),
+            idle_timeout: self.settings.idle_timeout,
+            remedy: "batches that were answered are applied, send the others again",
+        };
+        let answers = outlet::stream(limits, |outlet| async move {
             loop {
-                let message = import.wait(batches.message()).await?;
+                let message = outlet.wait(batches.message()).await?;
                 let Some(batch) = message.map_err(|status| broken_stream(&status))? else {
-                    break;
+                    return Ok(());
                 };
                 let workspace = import.workspace(&batch.workspace).await?;
                 let answer = import.apply(workspace, wire::batch(&batch.users)?).await?;
-                yield wire::imported(workspace, answer);
+                outlet.send(wire::imported(workspace, answer)).await?;
             }
-        };
+        });
         Ok(Response::new(answers.map_err(status).boxed()))
     }
 

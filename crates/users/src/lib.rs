@@ -21,6 +21,8 @@ mod outcome;
 mod upsert;
 mod wire;
 
+use std::time::Duration;
+
 use muster_proto::users::v1::user_service_server::UserServiceServer;
 use muster_service::server::Services;
 use muster_storage::Store;
@@ -30,8 +32,28 @@ use tokio_util::sync::CancellationToken;
 /// somewhat too large is told its limit.
 const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
 
+/// How the server behaves.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// How long a client may let an open import stream rest: neither send nor read.
+    pub idle_timeout: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            idle_timeout: Duration::from_secs(120),
+        }
+    }
+}
+
 /// Adds `UserService` to a listener. Open import streams end when `shutdown` is cancelled.
-pub fn register(services: &mut Services, store: Store, shutdown: CancellationToken) {
-    let api = api::Api::new(store, shutdown);
+pub fn register(
+    services: &mut Services,
+    store: Store,
+    settings: Settings,
+    shutdown: CancellationToken,
+) {
+    let api = api::Api::new(store, settings, shutdown);
     services.add(UserServiceServer::new(api).max_decoding_message_size(MAX_MESSAGE_BYTES));
 }

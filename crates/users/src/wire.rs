@@ -62,6 +62,10 @@ change!("DeleteUsers", DeleteUsersRequest, DeleteUsersResponse);
 /// Most entries of a unary call.
 const MAX_ENTRIES: usize = 1_000;
 
+/// Most identifiers of a user: a record of an audience with all of them must fit into a message that
+/// stock gRPC clients accept.
+const MAX_USER_IDENTIFIERS: usize = 1_000;
+
 /// The entries of a unary call, in the field `name`.
 fn entries<'a, P, T: 'a>(
     name: &str,
@@ -126,6 +130,15 @@ fn record(sent: &pb::UserRecord) -> Result<UserRecord<'_>> {
     if record.identifiers().next().is_none() {
         let problem = "must not be empty without aliases and device_ids";
         return Err(Error::field("external_id", problem));
+    }
+    let count = record.identifiers().count();
+    if count > MAX_USER_IDENTIFIERS {
+        let longer = match record.aliases.len() > record.device_ids.len() {
+            true => "aliases",
+            false => "device_ids",
+        };
+        let problem = format!("a user has at most {MAX_USER_IDENTIFIERS} identifiers, not {count}");
+        return Err(Error::field(longer, problem));
     }
     if let Some(id) = record.external_id {
         IdentifierRef::external_id(id).check()?;

@@ -36,7 +36,7 @@ impl Migrate {
             migrated = self.migrate(&database.store) => migrated,
             () = signals.next() => Err(stopped()),
         };
-        database.close().await?;
+        database.close(&mut signals).await?;
         output::migrated(global.output, &migrated?)
     }
 

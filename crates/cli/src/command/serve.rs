@@ -200,7 +200,7 @@ impl Serve {
         )
         .await;
         if let Some(database) = database {
-            database.close().await?;
+            database.close(&mut signals).await?;
         }
         ended
     }
@@ -236,7 +236,11 @@ pub(crate) async fn serve(
     shutdown.cancel();
     tokio::select! {
         ended = running => told.and(ended.map_err(failed)),
-        () = signals.next() => Err(CliError::Failed("stopped without waiting".to_owned())),
+        () = signals.next() => {
+            // Not to be closed in order any more: this stops a private Postgres at once.
+            drop(database.take());
+            Err(CliError::stopped_at_once())
+        }
     }
 }
 

@@ -61,7 +61,7 @@ impl Up {
         // Whatever happened, later commands must not look for a Muster that is gone.
         let removed = Endpoints::remove(&data_dir);
         if let Some(database) = database {
-            database.close().await?;
+            database.close(&mut signals).await?;
         }
         ended?;
         Ok(removed?)

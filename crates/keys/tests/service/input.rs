@@ -52,6 +52,16 @@ async fn a_name_as_long_as_a_message_is_not_found_either() {
 }
 
 #[tokio::test]
+async fn an_rpc_of_another_version_is_unimplemented_for_everybody() {
+    let muster = Muster::start().await;
+    for authorization in ["", "Bearer mst_nobody"] {
+        let rpc = "/muster.keys.v1.KeyService/PolishKey";
+        let refused = raw(&muster, rpc, authorization, Vec::new()).await;
+        assert_eq!(refused.code(), Code::Unimplemented);
+    }
+}
+
+#[tokio::test]
 async fn a_call_without_a_good_credential_is_refused() {
     let muster = Muster::with_integration().await;
     let (_, data_import_key) = muster.key("acme").await;

@@ -10,7 +10,7 @@ use muster_storage::{
     Timestamp,
     rejected::{self, RejectedAdd},
     resolutions::CohortRead,
-    versions::{self, LastChange},
+    versions::{self, History, LastChange},
 };
 use uuid::Uuid;
 
@@ -36,6 +36,8 @@ pub(crate) enum How {
     /// The identifier came but matched nobody.
     Rejected(RejectedAdd),
     NeverUploaded,
+    /// Not a member, nor in the many versions that were looked through.
+    NotLately,
 }
 
 impl Membership {
@@ -98,23 +100,24 @@ impl Who<'_> {
             return Ok((How::NeverUploaded, None));
         }
         let mut removed: Option<LastChange> = None;
+        let mut absent = How::NeverUploaded;
         if let Some(user) = self.user {
             let workspace = plan.workspace;
             let stored =
                 versions::stored(&mut plan.tx, workspace, cohort.id, cohort.version).await?;
             if stored.contains(user) {
-                let change = last_change(plan, cohort, user).await?;
-                return Ok((How::Member, change.filter(|change| change.added)));
+                return Ok((How::Member, added(plan, cohort, user).await?));
             }
             if let Some(other) = (&stored & self.merged_into_it).min() {
-                let change = last_change(plan, cohort, other).await?;
-                let change = change.filter(|change| change.added);
-                return Ok((How::MemberByMerge(other), change));
+                let since = added(plan, cohort, other).await?;
+                return Ok((How::MemberByMerge(other), since));
             }
-            for user in self.merged_into_it.iter().chain([user]) {
-                let change = last_change(plan, cohort, user).await?;
-                let newest = removed.map_or(0, |removed| removed.version);
-                removed = change.filter(|change| change.version > newest).or(removed);
+            let mut users = self.merged_into_it.clone();
+            users.insert(user);
+            match history(plan, cohort, &users).await? {
+                History::Changed(change) => removed = Some(change),
+                History::Untouched => {}
+                History::TooLong => absent = How::NotLately,
             }
         }
         if let Subject::Identifier(identifier) = self.subject {
@@ -136,16 +139,21 @@ impl Who<'_> {
         }
         Ok(match removed {
             Some(removed) => (How::Removed, Some(removed)),
-            None => (How::NeverUploaded, None),
+            None => (absent, None),
         })
     }
 }
 
-async fn last_change(
-    plan: &mut Plan,
-    cohort: &CohortRead,
-    user: u32,
-) -> Result<Option<LastChange>> {
-    let workspace = plan.workspace;
-    Ok(versions::last_change(&mut plan.tx, workspace, cohort.id, cohort.version, user).await?)
+/// The change that brought a member in, if it is known.
+async fn added(plan: &mut Plan, cohort: &CohortRead, member: u32) -> Result<Option<LastChange>> {
+    let history = history(plan, cohort, &UserSet::from_iter([member])).await?;
+    Ok(match history {
+        History::Changed(change) if change.added => Some(change),
+        _ => None,
+    })
+}
+
+async fn history(plan: &mut Plan, cohort: &CohortRead, users: &UserSet) -> Result<History> {
+    let (workspace, tx) = (plan.workspace, &mut plan.tx);
+    Ok(versions::last_change(tx, workspace, cohort.id, cohort.version, users).await?)
 }

@@ -46,7 +46,7 @@ fn telling(membership: &Membership) -> u8 {
         How::Member | How::MemberByMerge(_) => 3,
         How::Removed => 2,
         How::Rejected(_) => 1,
-        How::NeverUploaded => 0,
+        How::NeverUploaded | How::NotLately => 0,
     }
 }
 
@@ -126,6 +126,7 @@ fn clause(membership: &Membership) -> String {
             "it was uploaded to {cohort} (import {:?}, position {}) but matched nobody then",
             rejected.import_id, rejected.position
         ),
+        (How::NotLately, _) => format!("{cohort} does not have the user, and has not had lately"),
         (How::NeverUploaded, _) => format!("never uploaded to {cohort}"),
     }
 }

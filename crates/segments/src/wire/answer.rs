@@ -205,7 +205,7 @@ fn membership(found: Membership) -> pb::CohortMembership {
         How::MemberByMerge(_) => MembershipReason::MemberByMerge,
         How::Removed => MembershipReason::Removed,
         How::Rejected(_) => MembershipReason::Rejected,
-        How::NeverUploaded => MembershipReason::NeverUploaded,
+        How::NeverUploaded | How::NotLately => MembershipReason::NeverUploaded,
     };
     let (import_id, position) = match found.how {
         How::Rejected(rejected) => (rejected.import_id, Some(rejected.position)),

@@ -293,6 +293,48 @@ async fn an_identifier_that_was_uploaded_but_matched_nobody_is_found_again() {
 }
 
 #[tokio::test]
+async fn a_check_looks_back_over_all_whom_the_user_was_but_not_for_ever() {
+    let it = Deployment::start().await;
+    // Two parts of the bitmap, each with a user who was merged into 1.
+    let far = 9_000_000;
+    it.users(20).await;
+    it.anonymous_user(far, "d-far").await;
+    let cohort = it.cohort("c", "c", [2, far]).await;
+    it.merge(far, 1).await;
+    it.merge(2, 1).await;
+    let audience = r#"tinyclues:"c""#;
+    it.import(cohort, [], [1]).await;
+    for user in 3..15 {
+        it.import(cohort, [user], []).await;
+    }
+    let found = check(&it, User::UserNo(1), audience).await;
+    let reasons_of = |it: pb::CheckMembershipResponse| reasons(&it.explanation.unwrap());
+    assert_eq!(reasons_of(found), [("c".to_owned(), Reason::Removed, 2)]);
+
+    // 2,100 versions later.
+    it.sql(&format!(
+        "INSERT INTO cohort_version (workspace_id, cohort_id, version, import_id, published_at,
+                                     member_count, added_count, removed_count)
+         SELECT workspace_id, cohort_id, version + n, 'i-' || n, published_at, 0, 0, 0
+         FROM cohort_version, generate_series(1, 2100) n
+         WHERE workspace_id = $ws AND cohort_id = '{cohort}' AND version = 14;
+         INSERT INTO cohort_delta (workspace_id, cohort_id, version, part, added, removed)
+         SELECT workspace_id, cohort_id, version + n, part, added, removed
+         FROM cohort_delta, generate_series(1, 2100) n
+         WHERE workspace_id = $ws AND cohort_id = '{cohort}' AND version = 14;
+         UPDATE cohort SET version = 2114 WHERE workspace_id = $ws AND cohort_id = '{cohort}'"
+    ))
+    .await;
+    let found = check(&it, User::UserNo(1), audience).await;
+    let expected = r#"not in it: "c" (tinyclues) does not have the user, and has not had lately"#;
+    assert_eq!(found.reason, expected);
+    assert_eq!(
+        reasons_of(found),
+        [("c".to_owned(), Reason::NeverUploaded, 0)]
+    );
+}
+
+#[tokio::test]
 async fn a_check_needs_a_user_and_an_audience() {
     let it = with_cohorts().await;
     let refused = it

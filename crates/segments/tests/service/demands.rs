@@ -192,3 +192,28 @@ async fn an_expired_resolution_does_not_exist() {
     it.shutdown.cancel();
     rounds.await.unwrap();
 }
+
+#[tokio::test]
+async fn evaluations_take_turns_and_do_not_wait_for_ever() {
+    let with_turns = |concurrent_evaluations| Settings {
+        concurrent_evaluations,
+        evaluation_wait: Duration::from_millis(if concurrent_evaluations == 0 {
+            1
+        } else {
+            20_000
+        }),
+        ..Settings::default()
+    };
+    let busy = Deployment::start_with(with_turns(0)).await;
+    busy.cohort("c", "c", []).await;
+    let refused = busy.stream(inline(C)).await.unwrap_err();
+    assert_eq!(refusal(&refused).1, "EVALUATIONS_BUSY", "{refused:?}");
+    assert_eq!(refused.code(), Code::ResourceExhausted);
+    assert!(refused.get_error_details().retry_info().is_some());
+
+    let it = Deployment::start_with(with_turns(1)).await;
+    it.users(3).await;
+    it.cohort("c", "c", [1]).await;
+    let counts = futures::future::join_all((0..20).map(|_| it.count(C))).await;
+    assert_eq!(counts, [1; 20]);
+}

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use muster_domain::credential::Kind;
 use muster_proto::segments::v1::{self as pb, Withheld, resolve_segment_response::Message};
+use muster_segments::Settings;
 use muster_storage::credentials;
 use tonic::{Code, Status, Streaming};
 
@@ -16,7 +17,13 @@ const USERS: u32 = 50_000;
 
 /// A stream of which the first batch has been read, and the number of its users.
 async fn begun() -> (Deployment, Streaming<pb::ResolveSegmentResponse>, usize) {
-    let it = Deployment::start().await;
+    begun_with(Settings::default()).await
+}
+
+async fn begun_with(
+    settings: Settings,
+) -> (Deployment, Streaming<pb::ResolveSegmentResponse>, usize) {
+    let it = Deployment::start_with(settings).await;
     it.users_with_padding(USERS, 400).await;
     it.cohort("c", "c", 0..USERS).await;
     let stream = it.client().resolve_segment(inline(C)).await;
@@ -59,6 +66,22 @@ async fn a_revoked_credential_ends_the_stream_within_a_second() {
         (Code::Unauthenticated, "CREDENTIAL_INVALID")
     );
     assert!(revoked.elapsed() < Duration::from_secs(5));
+}
+
+#[tokio::test]
+async fn a_stream_that_nobody_reads_is_cut_and_can_be_resumed() {
+    let settings = Settings {
+        idle_timeout: Duration::from_secs(1),
+        ..Settings::default()
+    };
+    let (it, stream, _) = begun_with(settings).await;
+    // The limit is about time, so time has to pass, in which the client does not read.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let status = broken(stream).await;
+    let (code, reason, _) = refusal(&status);
+    assert_eq!((code, reason.as_str()), (Code::Aborted, "STREAM_IDLE"));
+    assert!(status.message().ends_with("it can be resumed"));
+    assert_eq!(it.count(C).await, u64::from(USERS));
 }
 
 #[tokio::test]

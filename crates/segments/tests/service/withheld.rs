@@ -120,3 +120,27 @@ async fn who_was_merged_since_comes_out_once() {
     let why: Vec<Withheld> = members.iter().map(pb::AudienceMember::withheld).collect();
     assert_eq!(why, expected.map(|(_, _, why)| why));
 }
+
+#[tokio::test]
+async fn who_is_merged_before_a_resumption_is_not_lost() {
+    let it = Deployment::start().await;
+    it.users(5_001).await;
+    it.cohort("c", "c", 0..5_000).await;
+    let id = it.resolve(C).await.resolution_id();
+    it.merge(1, 4_500).await;
+    let broken = it.stream(kept(&id)).await.unwrap();
+    let first = broken.batches[0].users.len();
+    assert_eq!(
+        records(&broken)[1],
+        withheld(1, Withheld::Merged),
+        "4500 is to speak for it"
+    );
+    // Only now the one who was to speak goes as well, into somebody who is not in the resolution.
+    it.merge(4_500, 5_000).await;
+    let resumed = pb::ResolveSegmentRequest {
+        resume_token: broken.batches[0].resume_token.clone(),
+        ..kept(&id)
+    };
+    let rest = records(&it.stream(resumed).await.unwrap());
+    assert_eq!(rest[4_500 - first], printed(4_500, "u-5000"));
+}

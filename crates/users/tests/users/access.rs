@@ -44,3 +44,18 @@ async fn a_token_of_one_workspace_sees_no_other() {
         [(UserOutcome::Created, Some(0))]
     );
 }
+
+#[tokio::test]
+async fn work_that_holds_every_connection_locks_nobody_out() {
+    let muster = Muster::with_connections(1).await;
+    let _busy = muster.store.connection().await.unwrap();
+    // What needs no other connection than that of its credential is told at once.
+    let empty = pb::UpsertUsersRequest::default();
+    let refused = muster.users.clone().upsert_users(empty).await;
+    refused_as(
+        &refused.unwrap_err(),
+        Code::InvalidArgument,
+        "INVALID_FIELD",
+        "users",
+    );
+}

@@ -32,11 +32,15 @@ pub(crate) struct Muster {
 
 impl Muster {
     pub(crate) async fn start() -> Self {
-        Self::with_connections(20).await
+        Self::with(20, muster_users::Settings::default()).await
     }
 
     /// Starts it with so many connections to the database.
     pub(crate) async fn with_connections(max_connections: u32) -> Self {
+        Self::with(max_connections, muster_users::Settings::default()).await
+    }
+
+    pub(crate) async fn with(max_connections: u32, settings: muster_users::Settings) -> Self {
         let store = Store::connect(&Settings {
             max_connections,
             ..Settings::new(muster_testbed::database().await)
@@ -44,7 +48,7 @@ impl Muster {
         let store = store.unwrap();
         let shutdown = CancellationToken::new();
         let mut services = Services::default();
-        muster_users::register(&mut services, store.clone(), shutdown.clone());
+        muster_users::register(&mut services, store.clone(), settings, shutdown.clone());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
         let (serving, ended) = (store.clone(), shutdown.clone());

@@ -190,6 +190,19 @@ async fn a_revoked_token_writes_no_more_even_on_an_open_stream() {
 }
 
 #[tokio::test]
+async fn a_client_that_sends_nothing_is_let_go() {
+    let settings = muster_users::Settings {
+        idle_timeout: Duration::from_secs(1),
+    };
+    let muster = Muster::with(20, settings).await;
+    let mut import = Import::open(&muster).await;
+    import.batch(&["ext=ann"]).await;
+    let ended = import.answer().await.unwrap_err();
+    refused_as(&ended, Code::Aborted, "STREAM_IDLE", "");
+    assert!(muster.find(external_id("ann")).await.is_ok());
+}
+
+#[tokio::test]
 async fn waiting_streams_hold_no_connection() {
     let muster = Muster::with_connections(1).await;
     let mut imports = Vec::new();

@@ -187,14 +187,19 @@ async fn the_longest_entries_fit_a_call() {
 async fn a_batch_holds_at_most_10_000_identifiers_and_1_mib() {
     let muster = Muster::start().await;
     let mut users = muster.users.clone();
-    let devices = |count: usize, bytes: usize| UserRecord {
-        device_ids: (0..count).map(|d| format!("{d:0>bytes$}")).collect(),
-        ..Default::default()
+    let devices = |count: usize, bytes: usize| -> Vec<UserRecord> {
+        let device_ids = (0..count).map(|d| format!("{d:0>bytes$}"));
+        let device_ids: Vec<String> = device_ids.collect();
+        let users = device_ids.chunks(1_000).map(|device_ids| UserRecord {
+            device_ids: device_ids.to_vec(),
+            ..Default::default()
+        });
+        users.collect()
     };
-    let mut upsert = async |user| {
+    let mut upsert = async |users_sent| {
         let request = pb::UpsertUsersRequest {
             workspace: "shop".to_owned(),
-            users: vec![user],
+            users: users_sent,
             ..Default::default()
         };
         users.upsert_users(request).await
@@ -209,6 +214,23 @@ async fn a_batch_holds_at_most_10_000_identifiers_and_1_mib() {
         refused_as(&refused, Code::ResourceExhausted, "BATCH_TOO_LARGE", "");
         assert!(refused.message().contains(limit), "{refused:?}");
     }
+}
+
+#[tokio::test]
+async fn a_user_has_at_most_1_000_identifiers() {
+    let muster = Muster::start().await;
+    let many = |count: usize| UserRecord {
+        device_ids: (0..count)
+            .map(|device| format!("{count}-{device}"))
+            .collect(),
+        ..record("ext=ann")
+    };
+    let results = muster.upsert(vec![many(1_000), many(999)]).await;
+    assert_eq!(outcomes(&results), [(Invalid, None), (Created, Some(0))]);
+    assert_eq!(
+        results[0].detail,
+        "device_ids: a user has at most 1000 identifiers, not 1001"
+    );
 }
 
 #[tokio::test]

@@ -1,0 +1,186 @@
+//! Answers that are a stream: made ahead by at most two messages, and cut when the server shuts
+//! down, the caller's credential is no longer accepted, or the client lets the stream rest.
+//!
+//! A client that does not read must cost nothing for long. So a stream that is cut lets go of the
+//! messages it has made, and its error waits beside them, not behind them, to be fetched.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError, Weak},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use futures::Stream;
+use muster_domain::error::{Error, Kind, Result};
+use muster_storage::Store;
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::Caller;
+
+/// Messages made before the client has taken them: one on its way, one in the making.
+const AHEAD: usize = 2;
+
+/// How often the caller's credential is looked at: an open stream ends within a second of its
+/// revocation.
+const CREDENTIAL_CHECK: Duration = Duration::from_millis(500);
+
+/// What ends a stream before it is complete.
+#[derive(Debug)]
+pub struct Limits {
+    /// Where the credential is looked up.
+    pub store: Store,
+    /// Who must be admitted for as long as it lasts.
+    pub caller: Caller,
+    /// The end of the server.
+    pub shutdown: CancellationToken,
+    /// How long it may rest.
+    pub idle_timeout: Duration,
+    /// What the client does about a stream that was cut, such as `it can be resumed`.
+    pub remedy: &'static str,
+}
+
+/// Where the messages of a stream go.
+#[derive(Debug)]
+pub struct Outlet<T> {
+    sender: mpsc::Sender<T>,
+    queue: Weak<Queue<T>>,
+    idle_timeout: Duration,
+    remedy: &'static str,
+}
+
+impl<T> Outlet<T> {
+    /// Sends a message, waiting while the client is slow. Holds no connection meanwhile, so neither
+    /// must the caller.
+    ///
+    /// # Errors
+    /// `ABORTED` (`STREAM_IDLE`) if the client reads nothing for too long.
+    pub async fn send(&self, message: T) -> Result<()> {
+        let sent = self.wait(self.sender.send(message)).await;
+        if sent.is_err() {
+            forget(&self.queue);
+        }
+        // A client that is gone ends the whole production; see `stream`.
+        sent.map(|_| ())
+    }
+
+    /// Waits for something that the client is to do.
+    ///
+    /// # Errors
+    /// `ABORTED` (`STREAM_IDLE`) if it does not for too long.
+    pub async fn wait<U>(&self, client: impl Future<Output = U>) -> Result<U> {
+        let waited = timeout(self.idle_timeout, client).await;
+        waited.map_err(|_| {
+            let message = format!(
+                "the client let the stream rest for too long; {}",
+                self.remedy
+            );
+            Error::new(Kind::Aborted, "STREAM_IDLE", message)
+        })
+    }
+}
+
+/// What was made and not yet taken. The stream owns it, so it goes with the client.
+type Queue<T> = Mutex<mpsc::Receiver<T>>;
+
+/// The messages of a stream, and the error that ends it, if one does.
+#[derive(Debug)]
+pub struct Messages<T> {
+    queue: Arc<Queue<T>>,
+    end: oneshot::Receiver<Error>,
+    ended: bool,
+}
+
+impl<T> Stream for Messages<T> {
+    type Item = Result<T>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let message = ready!(queue.poll_recv(context));
+        drop(queue);
+        if let Some(message) = message {
+            return Poll::Ready(Some(Ok(message)));
+        }
+        let error = ready!(Pin::new(&mut self.end).poll(context));
+        self.ended = true;
+        Poll::Ready(error.ok().map(Err))
+    }
+}
+
+/// A stream of what `produce` sends, ended by its error or by the limits, whichever comes first.
+pub fn stream<T, F>(limits: Limits, produce: impl FnOnce(Outlet<T>) -> F) -> Messages<T>
+where
+    T: Send + 'static,
+    F: Future<Output = Result<()>> + Send + 'static,
+{
+    let (sender, receiver) = mpsc::channel(AHEAD);
+    let (tell_end, end) = oneshot::channel();
+    let queue = Arc::new(Mutex::new(receiver));
+    let made = Arc::downgrade(&queue);
+    let production = produce(Outlet {
+        sender: sender.clone(),
+        queue: Weak::clone(&made),
+        idle_timeout: limits.idle_timeout,
+        remedy: limits.remedy,
+    });
+    tokio::spawn(async move {
+        let cut = tokio::select! {
+            biased;
+            () = sender.closed() => return,
+            cut = limits.met() => cut,
+            end = production => {
+                if let Err(error) = end {
+                    // If nobody listens any more there is nobody to tell.
+                    let _ = tell_end.send(error);
+                }
+                return;
+            }
+        };
+        let _ = tell_end.send(cut);
+        forget(&made);
+    });
+    Messages {
+        queue,
+        end,
+        ended: false,
+    }
+}
+
+/// Lets go of what was made and not taken.
+fn forget<T>(queue: &Weak<Queue<T>>) {
+    if let Some(queue) = queue.upgrade() {
+        let mut queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
+        while queue.try_recv().is_ok() {}
+    }
+}
+
+impl Limits {
+    /// Why the stream may not go on, once that is so.
+    async fn met(&self) -> Error {
+        let refused = async {
+            loop {
+                tokio::time::sleep(CREDENTIAL_CHECK).await;
+                if let Err(error) = self.caller.check_active(&self.store).await {
+                    return error;
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            () = self.shutdown.cancelled() => {
+                let message = format!("the server is shutting down; {}", self.remedy);
+                Error::new(Kind::Unavailable, "SHUTTING_DOWN", message)
+                    .retry_after(Duration::from_secs(1))
+            }
+            error = refused => error,
+        }
+    }
+}
