@@ -3,6 +3,8 @@
 //! The model keeps one entry a user and looks at one identifier at a time. It knows nothing of
 //! bitmaps, versions, epochs or batches.
 
+mod naive;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::atomic::{AtomicU32, Ordering},
@@ -20,6 +22,8 @@ use proptest::{prelude::*, sample::Index, test_runner::TestRunner};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
+
+use naive::{Model, Name, State, number};
 
 /// One thing that happens.
 #[derive(Debug, Clone)]
@@ -55,134 +59,6 @@ fn event() -> impl Strategy<Value = Event> {
         3 => Just(Event::Commit),
         2 => Just(Event::Look),
     ]
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    Live { identified: bool },
-    Merged(usize),
-    Deleted,
-}
-
-/// What the naive model knows. Users are numbered in the order of their creation.
-#[derive(Debug, Default)]
-struct Model {
-    users: Vec<State>,
-    /// Who has an identifier; erased ones are gone.
-    owners: BTreeMap<Name, usize>,
-    cohorts: BTreeMap<bool, BTreeSet<usize>>,
-}
-
-/// An identifier of the user created as number `n`: every user has an alias and a device, and one
-/// external id that is used when it becomes identified.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Name {
-    External(usize),
-    Alias(usize),
-    Device(usize),
-    Nobody,
-}
-
-impl Name {
-    fn text(self) -> String {
-        match self {
-            Self::External(n) => format!("u-{n}"),
-            Self::Alias(n) => format!("a-{n}"),
-            Self::Device(n) => format!("d-{n}"),
-            Self::Nobody => "nobody".to_owned(),
-        }
-    }
-
-    fn of(kind: u8, user: usize) -> Self {
-        match kind {
-            0 => Self::External(user),
-            1 => Self::Alias(user),
-            2 => Self::Device(user),
-            _ => Self::Nobody,
-        }
-    }
-
-    fn wire(self) -> users::Identifier {
-        use users::identifier::Kind;
-        users::Identifier {
-            kind: Some(match self {
-                Self::External(_) | Self::Nobody => Kind::ExternalId(self.text()),
-                Self::Alias(_) => Kind::Alias(users::Alias {
-                    label: "x".into(),
-                    name: self.text(),
-                }),
-                Self::Device(_) => Kind::DeviceId(self.text()),
-            }),
-        }
-    }
-}
-
-impl Model {
-    fn survivor(&self, mut user: usize) -> Option<usize> {
-        loop {
-            match self.users[user] {
-                State::Live { .. } => return Some(user),
-                State::Merged(into) => user = into,
-                State::Deleted => return None,
-            }
-        }
-    }
-
-    fn identified(&self, user: usize) -> bool {
-        self.users[user] == State::Live { identified: true }
-    }
-
-    /// Whom an identifier matches in an import.
-    fn matched(&self, name: Name) -> Option<usize> {
-        let user = *self.owners.get(&name)?;
-        let device = matches!(name, Name::Device(_));
-        (!device || !self.identified(user)).then_some(user)
-    }
-
-    /// The live members of a cohort.
-    fn members(&self, cohort: bool) -> BTreeSet<u32> {
-        let members = self.cohorts.get(&cohort).into_iter().flatten();
-        members
-            .filter_map(|user| self.survivor(*user))
-            .map(number)
-            .collect()
-    }
-
-    fn everyone(&self) -> BTreeSet<u32> {
-        (0..self.users.len())
-            .filter(|user| matches!(self.users[*user], State::Live { .. }))
-            .map(number)
-            .collect()
-    }
-
-    fn create(&mut self, identified: bool) -> usize {
-        let user = self.users.len();
-        self.users.push(State::Live { identified });
-        self.owners.insert(Name::Alias(user), user);
-        self.owners.insert(Name::Device(user), user);
-        if identified {
-            self.owners.insert(Name::External(user), user);
-        }
-        user
-    }
-
-    fn merge(&mut self, from: usize, into: usize) {
-        let identified = self.identified(from) || self.identified(into);
-        self.users[from] = State::Merged(into);
-        self.users[into] = State::Live { identified };
-        for owner in self.owners.values_mut().filter(|owner| **owner == from) {
-            *owner = into;
-        }
-    }
-
-    fn delete(&mut self, user: usize) {
-        self.users[user] = State::Deleted;
-        self.owners.retain(|_, owner| *owner != user);
-    }
-}
-
-fn number(user: usize) -> u32 {
-    u32::try_from(user).unwrap()
 }
 
 /// An open import, as the model and as the wire see it.

@@ -1,15 +1,20 @@
 //! Imports: opened, staged batch by batch, then finished one way or another.
 
+mod retention;
+mod staging;
+
+pub use staging::{Batch, batches, digests_around, stage};
+
 use std::time::Duration;
 
 use muster_domain::{
     error::Error,
-    import::{ImportDigest, Mode, Run, Summary, Unmatched, runs_from_bytes, runs_to_bytes},
+    import::{ImportDigest, Mode, Summary},
 };
 use sqlx::{PgConnection, postgres::types::PgInterval};
 use uuid::Uuid;
 
-use crate::{Result, Store, Timestamp, WorkspaceId};
+use crate::{Result, Timestamp, WorkspaceId};
 
 /// How far an import is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -309,157 +314,6 @@ pub async fn take_over(
     .await?)
 }
 
-/// A batch, resolved to users.
-#[derive(Debug, Clone)]
-pub struct Batch {
-    /// Identifiers of the import before it.
-    pub first_offset: u64,
-    /// Identifiers in it.
-    pub identifier_count: u64,
-    /// Whom they matched.
-    pub runs: Vec<Run>,
-    /// How many matched nobody.
-    pub unmatched: Unmatched,
-    /// SHA-256 over the import up to its end, not yet finished.
-    pub digest_state: Vec<u8>,
-    /// Directory epoch before it was matched.
-    pub directory_epoch: i64,
-}
-
-/// Stores a batch at the end of an open import. Returns `false`, and stores nothing, if the import
-/// is not open, not at that offset, or has another writer.
-///
-/// # Errors
-/// If the database fails.
-pub async fn stage(
-    conn: &mut PgConnection,
-    workspace: WorkspaceId,
-    import_id: &str,
-    fence: i64,
-    batch: &Batch,
-    expires_in: Duration,
-) -> Result<bool> {
-    let moved = sqlx::query!(
-        "UPDATE cohort_import
-         SET next_offset = next_offset + $5, digest_state = $6, updated_at = now(),
-             expires_at = now() + $7
-         WHERE workspace_id = $1 AND import_id = $2 AND fence = $3 AND next_offset = $4
-           AND state = 1",
-        workspace.0,
-        import_id,
-        fence,
-        to_sql(batch.first_offset),
-        to_sql(batch.identifier_count),
-        batch.digest_state,
-        interval(expires_in),
-    )
-    .execute(&mut *conn)
-    .await?;
-    if moved.rows_affected() == 0 {
-        return Ok(false);
-    }
-    sqlx::query!(
-        "INSERT INTO import_batch (workspace_id, import_id, first_offset, identifier_count, runs,
-                                   unknown, device_of_identified_user, invalid, digest_state,
-                                   directory_epoch)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
-        workspace.0,
-        import_id,
-        to_sql(batch.first_offset),
-        small(batch.identifier_count),
-        runs_to_bytes(&batch.runs),
-        small(batch.unmatched.unknown),
-        small(batch.unmatched.device_of_identified_user),
-        small(batch.unmatched.invalid),
-        batch.digest_state,
-        batch.directory_epoch,
-    )
-    .execute(conn)
-    .await?;
-    Ok(true)
-}
-
-/// Staged batches in order, from an offset on, a bounded number at a time.
-///
-/// # Errors
-/// If the database fails.
-pub async fn batches(
-    conn: &mut PgConnection,
-    workspace: WorkspaceId,
-    import_id: &str,
-    from_offset: u64,
-) -> Result<Vec<Batch>> {
-    /// A batch's bitmaps take 100 KB at most.
-    const PAGE: i64 = 100;
-    let rows = sqlx::query!(
-        "SELECT first_offset, identifier_count, runs, unknown, device_of_identified_user, invalid,
-                digest_state, directory_epoch
-         FROM import_batch
-         WHERE workspace_id = $1 AND import_id = $2 AND first_offset >= $3
-         ORDER BY first_offset LIMIT $4",
-        workspace.0,
-        import_id,
-        to_sql(from_offset),
-        PAGE,
-    )
-    .fetch_all(conn)
-    .await?;
-    rows.into_iter()
-        .map(|row| {
-            Ok(Batch {
-                first_offset: from_sql(row.first_offset),
-                identifier_count: from_sql(row.identifier_count.into()),
-                runs: runs_from_bytes(&row.runs)?,
-                unmatched: Unmatched {
-                    unknown: from_sql(row.unknown.into()),
-                    device_of_identified_user: from_sql(row.device_of_identified_user.into()),
-                    invalid: from_sql(row.invalid.into()),
-                },
-                digest_state: row.digest_state,
-                directory_epoch: row.directory_epoch,
-            })
-        })
-        .collect()
-}
-
-/// The digest states before and after a staged batch that begins at an offset and holds so many
-/// identifiers; `None` if there is no such batch.
-///
-/// # Errors
-/// If the database fails.
-pub async fn digests_around(
-    conn: &mut PgConnection,
-    workspace: WorkspaceId,
-    import_id: &str,
-    first_offset: u64,
-    identifier_count: u64,
-) -> Result<Option<(Vec<u8>, Vec<u8>)>> {
-    let rows = sqlx::query!(
-        "SELECT first_offset, digest_state FROM import_batch
-         WHERE workspace_id = $1 AND import_id = $2
-           AND (first_offset + identifier_count = $3
-                OR (first_offset = $3 AND identifier_count = $4))
-         ORDER BY first_offset",
-        workspace.0,
-        import_id,
-        to_sql(first_offset),
-        small(identifier_count),
-    )
-    .fetch_all(conn)
-    .await?;
-    let mut states = rows
-        .into_iter()
-        .map(|row| (row.first_offset, row.digest_state));
-    let begins_here = |(offset, _): &(i64, _)| *offset == to_sql(first_offset);
-    Ok(match (states.next(), states.next()) {
-        (Some(batch), None) if first_offset == 0 && begins_here(&batch) => {
-            Some((ImportDigest::default().state(), batch.1))
-        }
-        (Some(before), Some(batch)) if begins_here(&batch) => Some((before.1, batch.1)),
-        _ => None,
-    })
-}
-
 /// Records that an import was published.
 ///
 /// # Errors
@@ -547,78 +401,6 @@ async fn drop_batches(conn: &mut PgConnection, workspace: WorkspaceId, id: &str)
     Ok(())
 }
 
-/// Imports that one transaction of a clean-up touches at most.
-const CLEAN_UP_PAGE: i64 = 1_000;
-
-impl Store {
-    /// Ends imports that were abandoned. Returns how many.
-    ///
-    /// # Errors
-    /// If the database fails; what was done before stays done.
-    pub async fn expire_imports(&self) -> Result<u64> {
-        let mut expired = 0;
-        loop {
-            let mut connection = self.connection().await?;
-            let done = sqlx::query!(
-                "WITH expired AS (
-                     SELECT workspace_id, import_id FROM cohort_import
-                     WHERE state IN (1, 2) AND expires_at <= now()
-                     ORDER BY expires_at LIMIT $1 FOR NO KEY UPDATE SKIP LOCKED
-                 ), batches AS (
-                     DELETE FROM import_batch b USING expired e
-                     WHERE b.workspace_id = e.workspace_id AND b.import_id = e.import_id
-                 ), rejected AS (
-                     DELETE FROM import_rejected r USING expired e
-                     WHERE r.workspace_id = e.workspace_id AND r.import_id = e.import_id
-                 )
-                 UPDATE cohort_import i
-                 SET state = 5, digest_state = '', updated_at = now(), expires_at = NULL,
-                     summary = NULL
-                 FROM expired e
-                 WHERE i.workspace_id = e.workspace_id AND i.import_id = e.import_id",
-                CLEAN_UP_PAGE,
-            )
-            .execute(&mut *connection)
-            .await?
-            .rows_affected();
-            expired += done;
-            if done == 0 {
-                return Ok(expired);
-            }
-        }
-    }
-
-    /// Forgets imports, with their rejected identifiers, that ended longer ago than `retention`.
-    /// Returns how many.
-    ///
-    /// # Errors
-    /// If the database fails; what was done before stays done.
-    pub async fn forget_imports(&self, retention: Duration) -> Result<u64> {
-        let mut forgotten = 0;
-        loop {
-            let mut connection = self.connection().await?;
-            let done = sqlx::query!(
-                "DELETE FROM cohort_import i
-                 USING (
-                     SELECT workspace_id, import_id FROM cohort_import
-                     WHERE state IN (3, 4, 5) AND updated_at < now() - $1::interval
-                     ORDER BY updated_at LIMIT $2 FOR UPDATE SKIP LOCKED
-                 ) old
-                 WHERE i.workspace_id = old.workspace_id AND i.import_id = old.import_id",
-                interval(retention),
-                CLEAN_UP_PAGE,
-            )
-            .execute(&mut *connection)
-            .await?
-            .rows_affected();
-            forgotten += done;
-            if done == 0 {
-                return Ok(forgotten);
-            }
-        }
-    }
-}
-
 fn json(summary: &Summary) -> serde_json::Value {
     serde_json::to_value(summary).expect("a summary is plain data")
 }
@@ -637,8 +419,4 @@ fn to_sql(offset: u64) -> i64 {
 
 fn from_sql(offset: i64) -> u64 {
     u64::try_from(offset).expect("offsets and counts are never negative")
-}
-
-fn small(count: u64) -> i32 {
-    i32::try_from(count).expect("a batch holds 10,000 identifiers at most")
 }
