@@ -5,6 +5,7 @@
 mod campaign;
 mod matching;
 mod model;
+mod operator;
 mod pains;
 mod rest;
 mod rest_errors;
