@@ -131,7 +131,7 @@ mod tests {
     fn only_what_may_pass_is_transient() {
         let transient = |code, reason| Refusal::from(status(code, DOMAIN, reason)).is_transient();
         assert!(transient(Code::Unavailable, "DATABASE_UNAVAILABLE"));
-        assert!(transient(Code::Aborted, "SERIALIZATION_FAILURE"));
+        assert!(transient(Code::Aborted, "CONFLICT"));
         assert!(transient(Code::FailedPrecondition, "COHORT_LOCKED"));
         assert!(!transient(Code::Aborted, "WRITER_FENCED"));
         assert!(!transient(Code::Internal, "INTERNAL"));

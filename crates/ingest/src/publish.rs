@@ -259,9 +259,9 @@ impl Ingest {
         digest: &[u8],
         plan: &Plan,
     ) -> Result<()> {
-        let (preview, base) = (&plan.publication.summary, plan.cohort.version);
+        let preview = &plan.publication.summary;
         let expiry = self.settings.import_expiry;
-        imports::set_awaiting(tx, workspace, &import.id, digest, preview, base, expiry).await?;
+        imports::set_awaiting(tx, workspace, &import.id, digest, preview, expiry).await?;
         Ok(())
     }
 

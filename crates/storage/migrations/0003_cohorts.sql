@@ -91,7 +91,6 @@ CREATE TABLE cohort_import (
     expires_at timestamptz,
     digest bytea,
     summary jsonb,
-    preview_version bigint,
     version bigint,
     CONSTRAINT cohort_import_pkey PRIMARY KEY (workspace_id, import_id),
     CONSTRAINT cohort_import_cohort_fkey FOREIGN KEY (workspace_id, cohort_id) REFERENCES cohort (workspace_id, cohort_id),
@@ -115,7 +114,6 @@ COMMENT ON COLUMN cohort_import.fence IS 'Counts openings: a writer holds the nu
 COMMENT ON COLUMN cohort_import.next_offset IS 'Identifiers durably received.';
 COMMENT ON COLUMN cohort_import.digest_state IS 'SHA-256 over them, not yet finished; empty once no more batches are taken, as it may hold the end of the last identifier.';
 COMMENT ON COLUMN cohort_import.summary IS 'What it did, or while it awaits confirmation would do.';
-COMMENT ON COLUMN cohort_import.preview_version IS 'Cohort version that a preview is relative to.';
 COMMENT ON COLUMN cohort_import.version IS 'Version it published.';
 
 CREATE TABLE import_batch (

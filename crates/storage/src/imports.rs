@@ -87,8 +87,6 @@ pub struct Import {
     pub digest: Option<Vec<u8>>,
     /// What it did, or would do.
     pub summary: Option<Summary>,
-    /// Cohort version that a preview is relative to.
-    pub preview_version: Option<i64>,
     /// Version it published.
     pub version: Option<i64>,
 }
@@ -112,7 +110,6 @@ struct Row {
     expires_at: Option<Timestamp>,
     digest: Option<Vec<u8>>,
     summary: Option<serde_json::Value>,
-    preview_version: Option<i64>,
     version: Option<i64>,
 }
 
@@ -143,7 +140,6 @@ impl TryFrom<Row> for Import {
             expires_at: row.expires_at,
             digest: row.digest,
             summary: summary.map_err(Error::internal)?,
-            preview_version: row.preview_version,
             version: row.version,
         })
     }
@@ -231,7 +227,7 @@ pub async fn find(
         "SELECT import_id AS id, i.cohort_id AS cohort, c.partner, c.partner_cohort_id, mode, state,
                 fence, next_offset, digest_state, source_time, refuse_if_older,
                 max_removed_fraction, created_by, i.created_at, updated_at, expires_at, digest,
-                summary, preview_version, i.version
+                summary, i.version
          FROM cohort_import i
          JOIN cohort c ON c.workspace_id = i.workspace_id AND c.cohort_id = i.cohort_id
          WHERE i.workspace_id = $1 AND import_id = $2",
@@ -270,7 +266,7 @@ pub async fn list(
         "SELECT import_id AS id, i.cohort_id AS cohort, c.partner, c.partner_cohort_id, mode, state,
                 fence, next_offset, digest_state, source_time, refuse_if_older,
                 max_removed_fraction, created_by, i.created_at, updated_at, expires_at, digest,
-                summary, preview_version, i.version
+                summary, i.version
          FROM cohort_import i
          JOIN cohort c ON c.workspace_id = i.workspace_id AND c.cohort_id = i.cohort_id
          WHERE i.workspace_id = $1
@@ -329,7 +325,7 @@ pub async fn set_committed(
     sqlx::query!(
         "UPDATE cohort_import
          SET state = 3, digest_state = '', next_offset = $3, digest = $4, summary = $5, version = $6,
-             updated_at = clock_timestamp(), expires_at = NULL, preview_version = NULL
+             updated_at = clock_timestamp(), expires_at = NULL
          WHERE workspace_id = $1 AND import_id = $2",
         workspace.0,
         id,
@@ -353,19 +349,17 @@ pub async fn set_awaiting(
     id: &str,
     digest: &[u8],
     preview: &Summary,
-    preview_version: i64,
     expires_in: Duration,
 ) -> Result<()> {
     sqlx::query!(
         "UPDATE cohort_import
-         SET state = 2, digest_state = '', digest = $3, summary = $4, preview_version = $5, updated_at = now(),
-             expires_at = now() + $6
+         SET state = 2, digest_state = '', digest = $3, summary = $4, updated_at = now(),
+             expires_at = now() + $5
          WHERE workspace_id = $1 AND import_id = $2",
         workspace.0,
         id,
         digest,
         json(preview),
-        preview_version,
         interval(expires_in),
     )
     .execute(conn)
