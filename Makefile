@@ -7,7 +7,7 @@ SHELL := /bin/bash
 # Building needs no database: the SQL is checked against the descriptions in crates/storage/.sqlx.
 export SQLX_OFFLINE := true
 
-.PHONY: help setup build demo test lint fmt prepare clean
+.PHONY: help setup build demo test faults lint fmt prepare clean
 
 help: ## What there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +23,10 @@ demo: build ## Show the main job on a made-up shop, from an empty machine to an 
 
 test: setup lint ## Everything that must hold: formatting, lints, layering, unit, database, end to end
 	cargo test --locked --workspace
+
+# make puts ROUNDS, SEED and CASE (parts of names, with commas) into the environment of the suite.
+faults: build ## Break it on purpose: make faults ROUNDS=200 SEED=7 CASE=commit,revoked
+	cargo test --release --locked --package muster-tests --test faults
 
 lint: setup ## Formatting and lints
 	cargo fmt --all --check

@@ -3,6 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "the harness belongs to tests")]
 
+use std::ops::Deref;
+
 use muster_cli::deployment::{self, Listeners, Settings};
 use muster_client::{Connection, Credential};
 use muster_proto::{
@@ -24,8 +26,10 @@ pub const WORKSPACE: &str = "shop";
 /// Slug of the partner of every journey.
 pub const PARTNER: &str = "tinyclues";
 
-/// A running deployment with the workspace `shop` and the partner `tinyclues`, enabled.
-pub struct Muster {
+/// The workspace `shop` with the partner `tinyclues`, enabled, as its people see it over the wire,
+/// wherever its servers run.
+#[derive(Debug, Clone)]
+pub struct Shop {
     /// URL of the gRPC services.
     pub grpc: String,
     /// URL of the REST contract.
@@ -36,10 +40,23 @@ pub struct Muster {
     pub partner_api_key: String,
     /// A data import key of the workspace and partner.
     pub client_secret: String,
+}
+
+/// A deployment of every server in this process, with the shop in it.
+pub struct Muster {
+    shop: Shop,
     /// The database, to look behind the scenes.
     pub store: Store,
     shutdown: CancellationToken,
     running: JoinHandle<Result<(), deployment::Failure>>,
+}
+
+impl Deref for Muster {
+    type Target = Shop;
+
+    fn deref(&self) -> &Shop {
+        &self.shop
+    }
 }
 
 impl Muster {
@@ -61,19 +78,34 @@ impl Muster {
         let shutdown = CancellationToken::new();
         let running = deployment::run(settings, Some(store.clone()), listeners, shutdown.clone());
         let running = tokio::spawn(running);
-        let operator = connect(&grpc, operator.expose());
-        let mut muster = Self {
-            grpc,
-            rest,
-            operator,
-            partner_api_key: String::new(),
-            client_secret: String::new(),
+        let shop = Shop::open(&grpc, &rest, operator.expose()).await;
+        Self {
+            shop,
             store,
             shutdown,
             running,
+        }
+    }
+
+    /// Stops everything in an orderly way.
+    pub async fn stop(self) {
+        self.shutdown.cancel();
+        self.running.await.unwrap().unwrap();
+    }
+}
+
+impl Shop {
+    /// Creates it in a deployment that listens at these URLs.
+    pub async fn open(grpc: &str, rest: &str, operator_token: &str) -> Self {
+        let mut shop = Self {
+            grpc: grpc.to_owned(),
+            rest: rest.to_owned(),
+            operator: connect(grpc, operator_token),
+            partner_api_key: String::new(),
+            client_secret: String::new(),
         };
-        muster.set_up().await;
-        muster
+        shop.set_up().await;
+        shop
     }
 
     async fn set_up(&mut self) {
@@ -195,12 +227,6 @@ impl Muster {
         let mut ids: Vec<String> = members.map(|member| member.external_id).collect();
         ids.sort();
         ids
-    }
-
-    /// Stops everything in an orderly way.
-    pub async fn stop(self) {
-        self.shutdown.cancel();
-        self.running.await.unwrap().unwrap();
     }
 }
 

@@ -3,6 +3,8 @@
 //! The first test that asks starts the cluster and migrates a template; every database is cloned
 //! from it, so tests never see each other. The cluster ends with the process, however that ends.
 
+pub mod process;
+
 use std::sync::{
     OnceLock,
     atomic::{AtomicU32, Ordering},
