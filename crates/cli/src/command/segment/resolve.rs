@@ -123,7 +123,10 @@ pub(super) async fn run(session: &Session, args: ResolveArgs) -> Result<()> {
         // In JSON, standard error is the summary and nothing else.
         Event::Retrying { .. } if session.output.is_json() => Ok(()),
         Event::Retrying { wait, cause } => {
-            remark(&format!("{cause}; trying again in {:.1} s", wait.as_secs_f64()));
+            remark(&format!(
+                "{cause}; trying again in {:.1} s",
+                wait.as_secs_f64()
+            ));
             Ok(())
         }
     };
