@@ -69,7 +69,9 @@ impl Store {
             .options([
                 ("lock_timeout", millis(settings.lock_timeout)),
                 ("statement_timeout", millis(settings.statement_timeout)),
-                ("idle_in_transaction_session_timeout", "60000".to_owned()),
+                // A process that is frozen inside a transaction, or whose network is gone, holds
+                // locks that others wait for. No work of ours pauses for so long.
+                ("idle_in_transaction_session_timeout", "10000".to_owned()),
             ]);
         let pool = |max_connections, options| {
             PgPoolOptions::new()
