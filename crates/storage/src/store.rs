@@ -150,6 +150,18 @@ impl Tx {
         }
     }
 
+    /// Limits how long each statement of this transaction waits for a lock.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn wait_for_locks(&mut self, at_most: Duration) -> Result<()> {
+        let millis = at_most.as_millis().to_string();
+        sqlx::query!("SELECT set_config('lock_timeout', $1, true)", millis)
+            .fetch_one(&mut *self.inner)
+            .await?;
+        Ok(())
+    }
+
     /// Makes the changes durable.
     ///
     /// # Errors
