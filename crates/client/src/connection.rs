@@ -1,6 +1,6 @@
 //! A channel to a Muster deployment with the caller's credential on every call.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use muster_proto::{
     ingest::v1::ingest_service_client::IngestServiceClient,
@@ -95,7 +95,7 @@ pub type Client = InterceptedService<Channel, Authenticated>;
 /// A channel to a deployment, with or without a credential; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Connection {
-    endpoint: Endpoint,
+    endpoint: Arc<Endpoint>,
     channel: Channel,
     credential: Authenticated,
 }
@@ -116,7 +116,7 @@ impl Connection {
             .tcp_nodelay(true);
         Ok(Self {
             channel: endpoint.connect_lazy(),
-            endpoint,
+            endpoint: Arc::new(endpoint),
             credential: Authenticated(credential),
         })
     }
