@@ -1,11 +1,56 @@
 //! The cases, by what breaks.
 
+mod batches;
+mod commit;
+mod concurrency;
 mod streams;
 
 use crate::suite::Case;
 
 /// Every case, in the order they run.
-pub(crate) const ALL: &[Case] = &[Case {
-    name: "ingest-server-killed",
-    run: |plan| Box::pin(streams::ingest_server_killed(plan)),
-}];
+pub(crate) const ALL: &[Case] = &[
+    Case {
+        name: "ingest-server-killed",
+        run: |plan| Box::pin(streams::ingest_server_killed(plan)),
+    },
+    Case {
+        name: "export-client-killed",
+        run: |plan| Box::pin(streams::client_killed(plan)),
+    },
+    Case {
+        name: "import-stream-broken",
+        run: |plan| Box::pin(streams::stream_broken(plan)),
+    },
+    Case {
+        name: "commit-reply-lost",
+        run: |plan| Box::pin(commit::reply_lost(plan)),
+    },
+    Case {
+        name: "rest-answer-lost",
+        run: |plan| Box::pin(commit::rest_answer_lost(plan)),
+    },
+    Case {
+        name: "batches-replayed",
+        run: |plan| Box::pin(batches::batches_replayed(plan)),
+    },
+    Case {
+        name: "export-client-frozen",
+        run: |plan| Box::pin(batches::writer_frozen(plan)),
+    },
+    Case {
+        name: "ingest-server-frozen",
+        run: |plan| Box::pin(batches::server_frozen(plan)),
+    },
+    Case {
+        name: "commits-at-once",
+        run: |plan| Box::pin(concurrency::commits_at_once(plan)),
+    },
+    Case {
+        name: "everything-at-once",
+        run: |plan| Box::pin(concurrency::everything_at_once(plan)),
+    },
+    Case {
+        name: "rest-meets-replacement",
+        run: |plan| Box::pin(concurrency::rest_meets_replacement(plan)),
+    },
+];
