@@ -159,6 +159,26 @@ impl List {
     }
 }
 
+impl List {
+    /// As [`check_committed`](Self::check_committed), for an answer as it is on the wire to a
+    /// replacement with this list.
+    #[track_caller]
+    pub(crate) fn check_answer(
+        &self,
+        committed: &muster_proto::ingest::v1::Committed,
+        version: u64,
+    ) {
+        assert_eq!(committed.version, version, "published once");
+        let summary = committed.summary.as_ref().unwrap();
+        assert_eq!(summary.received, self.ids.len() as u64, "{summary:?}");
+        assert_eq!(
+            summary.members_after,
+            self.known.len() as u64,
+            "{summary:?}"
+        );
+    }
+}
+
 /// How far an import is, as the database has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Standing {

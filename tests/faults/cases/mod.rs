@@ -3,6 +3,7 @@
 mod batches;
 mod commit;
 mod concurrency;
+mod frozen;
 mod streams;
 
 use crate::suite::Case;
@@ -35,11 +36,11 @@ pub(crate) const ALL: &[Case] = &[
     },
     Case {
         name: "export-client-frozen",
-        run: |plan| Box::pin(batches::writer_frozen(plan)),
+        run: |plan| Box::pin(frozen::client_frozen(plan)),
     },
     Case {
         name: "ingest-server-frozen",
-        run: |plan| Box::pin(batches::server_frozen(plan)),
+        run: |plan| Box::pin(frozen::server_frozen(plan)),
     },
     Case {
         name: "commits-at-once",

@@ -21,8 +21,8 @@ use crate::{
 
 const USERS: usize = 2_000;
 
-/// Ids of nobody in a list: with them it has 3 or 4 batches.
-const NOBODIES: usize = 5_000;
+/// Ids of nobody in a list: with them it has 3 batches.
+const NOBODIES: usize = 4_000;
 
 /// The server dies by SIGKILL at a random point of the stream, the commit included; the client
 /// resumes by itself.
@@ -179,6 +179,7 @@ pub(crate) async fn stream_broken(mut plan: Plan) -> Tally {
                 tally.recovered(begun.elapsed());
             }
             let mut sent = check_opened(&call, acknowledged, ids.len());
+            acknowledged = sent;
             for _ in 0..plan.rng.random_range(0..6) {
                 let batch = next_batch(&mut plan.rng, ids, sent);
                 if batch.is_empty() {
@@ -246,9 +247,6 @@ async fn finish(
     let from = check_opened(&call, acknowledged, ids.len());
     assert_eq!(call.batch(from, &ids[from..]).await, Ok(ids.len() as u64));
     let committed = call.commit(ids).await.unwrap();
-    assert_eq!(committed.version, version, "published once");
-    let summary = committed.summary.unwrap();
-    assert_eq!(summary.received, ids.len() as u64);
-    assert_eq!(summary.members_after, list.known.len() as u64);
+    list.check_answer(&committed, version);
     oracle::check_published(&muster.shop, "broken", &list.known).await;
 }
