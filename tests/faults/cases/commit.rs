@@ -20,6 +20,7 @@ use crate::{
     node::Deployment,
     oracle::{self, List},
     suite::{Plan, Tally},
+    wire::Call,
 };
 
 const USERS: usize = 2_000;
@@ -150,6 +151,26 @@ pub(crate) async fn blackholed(shop: &Shop, list: &List, upload: &Upload) -> Dur
     let outcome = upload.run(&connection, list.source(), &mut progress).await;
     list.check_committed(&outcome.unwrap());
     struck.expect("it came to the commit").elapsed()
+}
+
+/// A client goes away in mid-import and its network with it, without a word; returns how long it
+/// took the server to let go of the connection.
+pub(crate) async fn abandoned(shop: &Shop) -> Duration {
+    let proxy = Proxy::start(&shop.grpc, Vec::new()).await;
+    let connection = connect(&proxy.url, &shop.client_secret);
+    let call = Call::open(&connection, "abandoned", Mode::Replace, "abandoned").await;
+    proxy.strike(Way::ToClient, Trouble::Blackhole);
+    proxy.strike(Way::ToServer, Trouble::Blackhole);
+    drop((call.unwrap(), connection));
+    let struck = Instant::now();
+    let gone = async {
+        while proxy.open() > 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let gone = tokio::time::timeout(Duration::from_secs(120), gone).await;
+    gone.expect("the server lets go of a connection without a client");
+    struck.elapsed()
 }
 
 /// The answer to a REST call is lost; the call is made again and has no further effect.

@@ -54,6 +54,12 @@ pub(crate) async fn client_frozen(mut plan: Plan) -> Tally {
         async move { commit::blackholed(&shop, &list, &upload).await }
     });
 
+    // The server takes 40 s, which is worth it in a long run only.
+    let abandoned = (plan.rounds > 20).then(|| {
+        let shop = muster.shop.clone();
+        tokio::spawn(async move { commit::abandoned(&shop).await })
+    });
+
     for round in 0..plan.rounds.saturating_sub(1) {
         let takeover = Takeover::begin_short(&muster, rng, &format!("short-{round}")).await;
         let thawed = match rng.random_range(0..2) {
@@ -73,6 +79,11 @@ pub(crate) async fn client_frozen(mut plan: Plan) -> Tally {
     let noticed = silent.await.unwrap();
     // 20 s between two pings of the client and 10 s for the answer.
     assert!(noticed < Duration::from_secs(40), "{noticed:?}");
+    if let Some(abandoned) = abandoned {
+        let noticed = abandoned.await.unwrap();
+        assert!(noticed < Duration::from_secs(50), "{noticed:?}");
+        tally.faults += 1;
+    }
     tally.faults += 2;
     tally.rounds += 1;
     oracle::check_versions(&muster.store).await;
