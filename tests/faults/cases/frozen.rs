@@ -299,7 +299,7 @@ pub(crate) async fn server_frozen(mut plan: Plan) -> Tally {
                 Err(refusal) => assert!(refusal.is_transient(), "{refusal:?}"),
             }
             assert!(
-                frozen.elapsed() < Duration::from_secs(60),
+                frozen.elapsed() < LOCK_LEFT_BEHIND,
                 "the import stays locked"
             );
         };
