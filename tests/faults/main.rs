@@ -9,9 +9,12 @@
 #![expect(clippy::unwrap_used, reason = "a panic is how a violation is told")]
 
 mod cases;
+mod dawdle;
+mod exporter;
 mod node;
 mod oracle;
 mod suite;
+mod wire;
 
 use std::process::ExitCode;
 

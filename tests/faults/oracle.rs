@@ -146,3 +146,87 @@ pub(crate) async fn check_versions(store: &Store) {
         assert_eq!(set.len(), members as u64, "version {version} of {cohort}");
     }
 }
+
+impl List {
+    /// As [`draw`](Self::draw), with so many ids of nobody more, which are as long as ids may be: a
+    /// batch holds about 2,000 of those, so that the stream has many points to break at.
+    pub(crate) fn draw_long(rng: &mut StdRng, users: usize, count: usize, nobodies: usize) -> Self {
+        let mut list = Self::draw(rng, users, count);
+        let long = (0..nobodies).map(|n| format!("nobody-{n:0>500}-{:04x}", rng.random::<u16>()));
+        list.ids.extend(long);
+        list.ids.shuffle(rng);
+        list
+    }
+}
+
+impl List {
+    /// As [`check_committed`](Self::check_committed), for an answer as it is on the wire to a
+    /// replacement with this list.
+    #[track_caller]
+    pub(crate) fn check_answer(
+        &self,
+        committed: &muster_proto::ingest::v1::Committed,
+        version: u64,
+    ) {
+        assert_eq!(committed.version, version, "published once");
+        let summary = committed.summary.as_ref().unwrap();
+        assert_eq!(summary.received, self.ids.len() as u64, "{summary:?}");
+        assert_eq!(
+            summary.members_after,
+            self.known.len() as u64,
+            "{summary:?}"
+        );
+    }
+}
+
+/// How far an import is, as the database has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Standing {
+    /// Identifiers that are durable.
+    pub(crate) next_offset: u64,
+    /// The version it published, if it is committed.
+    pub(crate) version: Option<u64>,
+}
+
+/// How far an import is; `None` if it was never opened.
+pub(crate) async fn standing(store: &Store, import_id: &str) -> Option<Standing> {
+    let mut connection = store.connection().await.unwrap();
+    let found: Option<(i64, Option<i64>)> =
+        sqlx::query_as("SELECT next_offset, version FROM cohort_import WHERE import_id = $1")
+            .bind(import_id)
+            .fetch_optional(&mut *connection)
+            .await
+            .unwrap();
+    found.map(|(next_offset, version)| Standing {
+        next_offset: next_offset.try_into().unwrap(),
+        version: version.map(|version| version.try_into().unwrap()),
+    })
+}
+
+/// The version a cohort of the shop has, by its partner's id; 0 if there is none.
+pub(crate) async fn version(store: &Store, cohort: &str) -> u64 {
+    let mut connection = store.connection().await.unwrap();
+    let found: Option<i64> =
+        sqlx::query_scalar("SELECT version FROM cohort WHERE partner_cohort_id = $1")
+            .bind(cohort)
+            .fetch_optional(&mut *connection)
+            .await
+            .unwrap();
+    found.unwrap_or(0).try_into().unwrap()
+}
+
+/// Waits until an import has so many durable identifiers, or is committed; returns how far it is.
+/// Polls without a pause to speak of, because the moment matters.
+pub(crate) async fn reached(store: &Store, import_id: &str, offset: u64) -> Standing {
+    let look = async {
+        loop {
+            match standing(store, import_id).await {
+                Some(far) if far.next_offset >= offset || far.version.is_some() => return far,
+                _ => tokio::time::sleep(std::time::Duration::from_millis(2)).await,
+            }
+        }
+    };
+    let limit = std::time::Duration::from_secs(60);
+    let reached = tokio::time::timeout(limit, look).await;
+    reached.expect("an import makes progress")
+}

@@ -36,6 +36,8 @@ pub struct Shop {
     pub rest: String,
     /// The operator's connection.
     pub operator: Connection,
+    /// The operator's service token.
+    pub operator_token: String,
     /// The partner's API key.
     pub partner_api_key: String,
     /// A data import key of the workspace and partner.
@@ -101,6 +103,7 @@ impl Shop {
             grpc: grpc.to_owned(),
             rest: rest.to_owned(),
             operator: connect(grpc, operator_token),
+            operator_token: operator_token.to_owned(),
             partner_api_key: String::new(),
             client_secret: String::new(),
         };
@@ -163,6 +166,11 @@ impl Shop {
     /// The partner's own connection, with its data import key.
     pub fn partner(&self) -> Connection {
         connect(&self.grpc, &self.client_secret)
+    }
+
+    /// The operator's connection to another endpoint of the deployment.
+    pub fn operator_at(&self, grpc: &str) -> Connection {
+        connect(grpc, &self.operator_token)
     }
 
     /// The partner's HTTP client, with its keys.

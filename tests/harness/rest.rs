@@ -63,38 +63,71 @@ impl Rest {
 
     /// Names a cohort.
     pub async fn name(&self, cohort_id: &str, name: &str) -> Answer {
+        let answer = self.try_name(cohort_id, name).await;
+        answer.unwrap()
+    }
+
+    /// Names a cohort; fails if no answer comes.
+    ///
+    /// # Errors
+    /// What befell the connection.
+    pub async fn try_name(&self, cohort_id: &str, name: &str) -> reqwest::Result<Answer> {
         let created_at = "2026-05-01T10:00:00Z";
         let fields = json!({ "cohort_id": cohort_id, "name": name, "created_at": created_at });
-        self.call("cohorts", fields).await
+        self.try_call("cohorts", fields).await
     }
 
     /// Adds and removes users.
     pub async fn change(&self, cohort_id: &str, cohort_changes: Value) -> Answer {
-        let fields = json!({ "cohort_id": cohort_id, "cohort_changes": cohort_changes });
-        self.call("cohorts/users", fields).await
+        let answer = self.try_change(cohort_id, cohort_changes).await;
+        answer.unwrap()
+    }
+
+    /// Adds and removes users; fails if no answer comes.
+    ///
+    /// # Errors
+    /// What befell the connection.
+    pub async fn try_change(&self, cohort_id: &str, changes: Value) -> reqwest::Result<Answer> {
+        let fields = json!({ "cohort_id": cohort_id, "cohort_changes": changes });
+        self.try_call("cohorts/users", fields).await
     }
 
     /// Posts fields, with the keys added, to `cohorts` or `cohorts/users`.
-    pub async fn call(&self, call: &str, mut fields: Value) -> Answer {
+    pub async fn call(&self, call: &str, fields: Value) -> Answer {
+        self.try_call(call, fields).await.unwrap()
+    }
+
+    async fn try_call(&self, call: &str, mut fields: Value) -> reqwest::Result<Answer> {
         fields["partner_api_key"] = self.partner_api_key.clone().into();
         fields["client_secret"] = self.client_secret.clone().into();
         let path = format!("/partners/{}/{call}", self.partner);
         let json = "application/json";
-        self.send(Method::POST, &path, json, fields.to_string())
+        self.try_send(Method::POST, &path, json, fields.to_string())
             .await
     }
 
     /// Sends any request.
     ///
     /// # Panics
-    /// If the answer lacks what every answer must have, or has what none may.
+    /// If no answer comes, or if it lacks what every answer must have, or has what none may.
     pub async fn send(&self, method: Method, path: &str, media_type: &str, body: String) -> Answer {
+        let answer = self.try_send(method, path, media_type, body).await;
+        answer.unwrap()
+    }
+
+    async fn try_send(
+        &self,
+        method: Method,
+        path: &str,
+        media_type: &str,
+        body: String,
+    ) -> reqwest::Result<Answer> {
         let began = Instant::now();
         let request = self.client.request(method, format!("{}{path}", self.base));
         let request = request.header("content-type", media_type).body(body);
-        let answer = request.send().await.unwrap();
+        let answer = request.send().await?;
         let (status, headers) = (answer.status().as_u16(), answer.headers().clone());
-        let text = answer.text().await.unwrap();
+        let text = answer.text().await?;
         for secret in [&self.partner_api_key, &self.client_secret] {
             let told = !secret.is_empty()
                 && (text.contains(secret.as_str()) || format!("{headers:?}").contains(secret));
@@ -116,7 +149,7 @@ impl Rest {
             answer.headers.contains_key("retry-after"),
             "{answer:?}"
         );
-        answer
+        Ok(answer)
     }
 }
 

@@ -57,7 +57,7 @@ async fn an_import_survives_connections_cut_at_random_points() {
             (cohort.version, cohort.member_count),
             (1, Some(USERS as u64))
         );
-        assert!(proxy.cuts() > 0, "the network was bad");
+        assert!(proxy.struck() > 0, "the network was bad");
     }
     muster.stop().await;
 }

@@ -1,6 +1,6 @@
 //! A channel to a Muster deployment with the caller's credential on every call.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use muster_proto::{
     ingest::v1::ingest_service_client::IngestServiceClient,
@@ -95,6 +95,7 @@ pub type Client = InterceptedService<Channel, Authenticated>;
 /// A channel to a deployment, with or without a credential; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Connection {
+    endpoint: Arc<Endpoint>,
     channel: Channel,
     credential: Authenticated,
 }
@@ -106,26 +107,39 @@ impl Connection {
     /// # Errors
     /// If the endpoint is not a URL.
     pub fn new(endpoint: &str, credential: Option<Credential>) -> Result<Self, Error> {
-        let channel = Endpoint::from_shared(endpoint.to_owned())?
+        let endpoint = Endpoint::from_shared(endpoint.to_owned())?
             .connect_timeout(Duration::from_secs(5))
             .initial_stream_window_size(WINDOW_BYTES)
             .initial_connection_window_size(2 * WINDOW_BYTES)
             .http2_keep_alive_interval(Duration::from_secs(20))
             .keep_alive_timeout(Duration::from_secs(10))
-            .tcp_nodelay(true)
-            .connect_lazy();
+            .tcp_nodelay(true);
         Ok(Self {
-            channel,
+            channel: endpoint.connect_lazy(),
+            endpoint: Arc::new(endpoint),
             credential: Authenticated(credential),
         })
+    }
+
+    /// The same endpoint and credential over a connection of its own.
+    ///
+    /// A peer that falls silent says nothing of whether it or the network in between is gone, and
+    /// until keepalive finds out, up to 30 s later, every call on the old connection shares its
+    /// fate.
+    #[must_use]
+    pub fn renewed(&self) -> Self {
+        Self {
+            channel: self.endpoint.connect_lazy(),
+            ..self.clone()
+        }
     }
 
     /// The same channel with another credential.
     #[must_use]
     pub fn with_credential(&self, credential: Credential) -> Self {
         Self {
-            channel: self.channel.clone(),
             credential: Authenticated(Some(credential)),
+            ..self.clone()
         }
     }
 

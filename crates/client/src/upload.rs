@@ -191,6 +191,9 @@ impl Upload {
                 Failure::Source(error) => return Err(UploadError::Source(error)),
                 Failure::Refused(refusal) if is_worth_reopening(&refusal) => refusal,
                 Failure::Refused(refusal) => return Err(UploadError::Refused(refusal)),
+                Failure::Silent => {
+                    Refusal::local(Code::DeadlineExceeded, "", "the server does not answer")
+                }
             };
             if attempt.durable() > durable_before {
                 durable_before = attempt.durable();

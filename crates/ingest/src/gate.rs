@@ -13,7 +13,7 @@ use muster_domain::error::{Error, Kind, Result};
 use muster_storage::WorkspaceId;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::timeout,
+    time::{Instant, timeout_at},
 };
 
 /// A cohort as its partner names it.
@@ -29,6 +29,8 @@ pub(crate) struct Turn {
     gate: Gate,
     cohort: Cohort,
     permit: Option<OwnedSemaphorePermit>,
+    /// Until when whoever has the turn may wait.
+    deadline: Instant,
 }
 
 impl Gate {
@@ -47,11 +49,21 @@ impl Gate {
             gate: self.clone(),
             cohort,
             permit: None,
+            deadline: Instant::now() + patience,
         };
-        let permit = timeout(patience, queue.acquire_owned()).await;
+        let permit = timeout_at(turn.deadline, queue.acquire_owned()).await;
         let permit = permit.map_err(|_| locked())?;
         turn.permit = Some(permit.expect("the semaphore is never closed"));
         Ok(turn)
+    }
+}
+
+impl Turn {
+    /// What is left of the patience: the row lock, which another process may hold, is waited for
+    /// out of the same. Never nothing, since a queue that has just ended says little of the lock.
+    pub(crate) fn patience_left(&self) -> Duration {
+        const LEAST: Duration = Duration::from_millis(100);
+        self.deadline.duration_since(Instant::now()).max(LEAST)
     }
 }
 

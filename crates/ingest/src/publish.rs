@@ -47,8 +47,9 @@ impl Ingest {
         commit: &Commit,
     ) -> Result<Outcome> {
         let patience = self.settings.cohort_wait;
-        let _turn = self.gate.turn(writer.cohort.clone(), patience).await?;
+        let turn = self.gate.turn(writer.cohort.clone(), patience).await?;
         let mut tx = self.store.begin("commit_import").await?;
+        tx.wait_for_locks(turn.patience_left()).await?;
         let import = imports::lock(&mut tx, writer.workspace, &writer.import_id).await?;
         match import.state {
             State::Open if import.fence != writer.fence => Err(fenced()),
@@ -89,8 +90,9 @@ impl Ingest {
         }
         let workspace = entry.workspace;
         let patience = self.settings.cohort_wait;
-        let _turn = self.gate.turn(entry.gate_key(), patience).await?;
+        let turn = self.gate.turn(entry.gate_key(), patience).await?;
         let mut tx = self.store.begin("import_at_once").await?;
+        tx.wait_for_locks(turn.patience_left()).await?;
         let cohort = entry.cohort(&mut tx).await?;
         let new = entry.new_import(caller, &cohort);
         if !imports::insert(&mut tx, workspace, &new, self.settings.import_expiry).await? {

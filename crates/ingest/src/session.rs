@@ -138,7 +138,10 @@ async fn converse<S: Stream<Item = Result<Message>>>(
             return client.send(outcome.into()).await;
         }
     }
-    let mut writer = ingest.open(caller, &entry).await?;
+    // Somebody who has gone takes nothing over: their last words, read late, would fence the one who
+    // came after them.
+    let opening = ingest.open(caller, &entry);
+    let mut writer = client.while_there(opening).await?;
     let opened = Reply::Opened {
         next_offset: writer.next_offset,
         complete: writer.complete,
@@ -190,6 +193,15 @@ impl<S: Stream<Item = Result<Message>>> Conversation<'_, S> {
             }
         };
         watched(self.ingest, self.caller, next).await?
+    }
+
+    /// Works for as long as the client is there; what is not committed by then is rolled back.
+    async fn while_there<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        tokio::select! {
+            biased;
+            () = self.replies.closed() => Err(gone()),
+            done = work => done,
+        }
     }
 
     /// Answers, waiting for a slow reader; memory holds a bounded number of answers.

@@ -69,7 +69,9 @@ impl Store {
             .options([
                 ("lock_timeout", millis(settings.lock_timeout)),
                 ("statement_timeout", millis(settings.statement_timeout)),
-                ("idle_in_transaction_session_timeout", "60000".to_owned()),
+                // A process that is frozen inside a transaction, or whose network is gone, holds
+                // locks that others wait for. No work of ours pauses for so long.
+                ("idle_in_transaction_session_timeout", "10000".to_owned()),
             ]);
         let pool = |max_connections, options| {
             PgPoolOptions::new()
@@ -146,6 +148,18 @@ impl Tx {
             begun: Instant::now(),
             inner,
         }
+    }
+
+    /// Limits how long each statement of this transaction waits for a lock.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn wait_for_locks(&mut self, at_most: Duration) -> Result<()> {
+        let millis = at_most.as_millis().to_string();
+        sqlx::query!("SELECT set_config('lock_timeout', $1, true)", millis)
+            .fetch_one(&mut *self.inner)
+            .await?;
+        Ok(())
     }
 
     /// Makes the changes durable.

@@ -1,12 +1,68 @@
 //! The cases, by what breaks.
 
+mod batches;
+mod commit;
+mod concurrency;
+mod frozen;
 mod streams;
 
 use crate::suite::Case;
 
 /// Every case, in the order they run.
-pub(crate) const ALL: &[Case] = &[Case {
-    name: "ingest-server-killed",
-    alone: false,
-    run: |plan| Box::pin(streams::ingest_server_killed(plan)),
-}];
+pub(crate) const ALL: &[Case] = &[
+    Case {
+        name: "ingest-server-killed",
+        alone: false,
+        run: |plan| Box::pin(streams::ingest_server_killed(plan)),
+    },
+    Case {
+        name: "export-client-killed",
+        alone: false,
+        run: |plan| Box::pin(streams::client_killed(plan)),
+    },
+    Case {
+        name: "import-stream-broken",
+        alone: false,
+        run: |plan| Box::pin(streams::stream_broken(plan)),
+    },
+    Case {
+        name: "commit-reply-lost",
+        alone: false,
+        run: |plan| Box::pin(commit::reply_lost(plan)),
+    },
+    Case {
+        name: "rest-answer-lost",
+        alone: false,
+        run: |plan| Box::pin(commit::rest_answer_lost(plan)),
+    },
+    Case {
+        name: "batches-replayed",
+        alone: false,
+        run: |plan| Box::pin(batches::batches_replayed(plan)),
+    },
+    Case {
+        name: "export-client-frozen",
+        alone: false,
+        run: |plan| Box::pin(frozen::client_frozen(plan)),
+    },
+    Case {
+        name: "ingest-server-frozen",
+        alone: false,
+        run: |plan| Box::pin(frozen::server_frozen(plan)),
+    },
+    Case {
+        name: "commits-at-once",
+        alone: false,
+        run: |plan| Box::pin(concurrency::commits_at_once(plan)),
+    },
+    Case {
+        name: "everything-at-once",
+        alone: false,
+        run: |plan| Box::pin(concurrency::everything_at_once(plan)),
+    },
+    Case {
+        name: "rest-meets-replacement",
+        alone: false,
+        run: |plan| Box::pin(concurrency::rest_meets_replacement(plan)),
+    },
+];

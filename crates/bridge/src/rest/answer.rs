@@ -72,7 +72,8 @@ impl Problem {
     pub(super) fn from_refusal(refusal: &Refusal) -> Self {
         let wait = refusal.retry_after;
         match (refusal.code, refusal.reason.as_str()) {
-            (_, "COHORT_LOCKED") => Self::Locked(wait),
+            // The second where the cohort itself, or its name, is what is being written.
+            (_, "COHORT_LOCKED" | "LOCKED") => Self::Locked(wait),
             (_, "COHORT_ARCHIVED") => Self::Archived,
             (Code::Unauthenticated | Code::PermissionDenied, reason) => match reason {
                 "PARTNER_API_KEY_INVALID" => Self::PartnerApiKey,

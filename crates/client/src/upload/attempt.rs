@@ -9,7 +9,7 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Status, Streaming};
+use tonic::{Status, Streaming};
 
 use super::{
     FromServer, Outcome, Progress, ToServer, Upload,
@@ -30,6 +30,8 @@ const READ_AHEAD: usize = 2;
 pub(super) enum Failure {
     Source(io::Error),
     Refused(Refusal),
+    /// The server does not answer, or answers do not get here.
+    Silent,
 }
 
 impl From<Refusal> for Failure {
@@ -47,7 +49,7 @@ impl From<Status> for Failure {
 /// The streams of one upload, and what is known from earlier ones.
 pub(super) struct Attempt<'a, S> {
     upload: &'a Upload,
-    connection: &'a Connection,
+    connection: Connection,
     source: Arc<S>,
     /// Known once the source was read to its end; saves reading it again for the commit alone.
     total: Option<Total>,
@@ -59,10 +61,10 @@ where
     S: Fn() -> io::Result<I> + Send + Sync + 'static,
     I: Iterator<Item = io::Result<(Effect, Identifier)>>,
 {
-    pub(super) fn new(upload: &'a Upload, connection: &'a Connection, source: Arc<S>) -> Self {
+    pub(super) fn new(upload: &'a Upload, connection: &Connection, source: Arc<S>) -> Self {
         Self {
             upload,
-            connection,
+            connection: connection.clone(),
             source,
             total: None,
             durable: 0,
@@ -79,6 +81,17 @@ where
         &mut self,
         progress: &mut (dyn FnMut(Progress) + Send),
     ) -> Result<Outcome, Failure> {
+        let ended = self.converse(progress).await;
+        if matches!(ended, Err(Failure::Silent)) {
+            self.connection = self.connection.renewed();
+        }
+        ended
+    }
+
+    async fn converse(
+        &mut self,
+        progress: &mut (dyn FnMut(Progress) + Send),
+    ) -> Result<Outcome, Failure> {
         // Room for a whole window, `open` and `commit`, so that sending never waits.
         let (requests, outgoing) = mpsc::channel(WINDOW + 2);
         send(&requests, self.upload.open(false));
@@ -86,11 +99,11 @@ where
         let call = ingest.ingest_cohort(ReceiverStream::new(outgoing));
         let mut answers = timeout(self.upload.retry.silence, call)
             .await
-            .map_err(|_| silent())??
+            .map_err(|_| Failure::Silent)??
             .into_inner();
         let first = timeout(self.upload.retry.silence, answers.message())
             .await
-            .map_err(|_| silent())??;
+            .map_err(|_| Failure::Silent)??;
         let Some(FromServer::Opened(opened)) = message(first)? else {
             return Err(violation("the first answer is not `opened`").into());
         };
@@ -176,7 +189,7 @@ where
                     }
                 }
                 () = sleep_until(heard + self.upload.retry.silence), if answer_is_due => {
-                    return Err(silent().into());
+                    return Err(Failure::Silent);
                 }
             }
         }
@@ -207,8 +220,4 @@ fn message(answer: Option<IngestCohortResponse>) -> Result<Option<FromServer>, R
             some => Ok(some),
         },
     }
-}
-
-fn silent() -> Refusal {
-    Refusal::local(Code::DeadlineExceeded, "", "the server does not answer")
 }
