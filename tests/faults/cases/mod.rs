@@ -1,11 +1,26 @@
 //! The cases, by what breaks.
 
 mod streams;
+mod upgrade;
 
 use crate::suite::Case;
 
 /// Every case, in the order they run.
-pub(crate) const ALL: &[Case] = &[Case {
-    name: "ingest-server-killed",
-    run: |plan| Box::pin(streams::ingest_server_killed(plan)),
-}];
+pub(crate) const ALL: &[Case] = &[
+    Case {
+        name: "ingest-server-killed",
+        run: |plan| Box::pin(streams::ingest_server_killed(plan)),
+    },
+    Case {
+        name: "migration-killed",
+        run: |plan| Box::pin(upgrade::migration_killed(plan)),
+    },
+    Case {
+        name: "migrators-at-once",
+        run: |plan| Box::pin(upgrade::migrators_at_once(plan)),
+    },
+    Case {
+        name: "schema-of-another-build",
+        run: |plan| Box::pin(upgrade::schema_of_another_build(plan)),
+    },
+];
