@@ -8,9 +8,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a violation is told")]
 
+mod calls;
 mod cases;
 mod node;
 mod oracle;
+mod postgres;
 mod suite;
 
 use std::process::ExitCode;

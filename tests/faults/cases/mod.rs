@@ -1,5 +1,6 @@
 //! The cases, by what breaks.
 
+mod database;
 mod streams;
 mod upgrade;
 
@@ -10,6 +11,14 @@ pub(crate) const ALL: &[Case] = &[
     Case {
         name: "ingest-server-killed",
         run: |plan| Box::pin(streams::ingest_server_killed(plan)),
+    },
+    Case {
+        name: "postgres-killed",
+        run: |plan| Box::pin(database::postgres_killed(plan)),
+    },
+    Case {
+        name: "disk-full",
+        run: |plan| Box::pin(database::disk_full(plan)),
     },
     Case {
         name: "migration-killed",
