@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use muster_client::{Refusal, upload::Outcome};
+use muster_client::{Connection, Refusal, upload::Outcome};
 use muster_domain::import::{Effect, Mode};
 use muster_proto::{
     ingest::v1 as ingest,
     segments::v1::{self as segments, resolve_segment_response::Message},
     users::v1 as users,
 };
-use muster_tests::{PARTNER, Shop, WORKSPACE, identified, text};
+use muster_tests::{PARTNER, Shop, WORKSPACE, identified, rest::Rest, text};
 use serde_json::json;
 use tonic::{Code, transport::Endpoint};
 use tonic_health::pb::{
@@ -38,6 +38,26 @@ pub(crate) enum Call {
     Rest,
 }
 
+/// Who makes calls, with every client made beforehand: a new one for REST reads certificates.
+#[derive(Clone)]
+pub(crate) struct Caller {
+    /// Whom to call.
+    pub(crate) shop: Shop,
+    partner: Connection,
+    rest: Rest,
+}
+
+impl Caller {
+    /// A caller with the credentials of the shop.
+    pub(crate) fn new(shop: &Shop) -> Self {
+        Self {
+            shop: shop.clone(),
+            partner: shop.partner(),
+            rest: shop.rest(),
+        }
+    }
+}
+
 impl Call {
     /// All of them.
     pub(crate) const ALL: [Self; 6] = [
@@ -58,13 +78,19 @@ impl Call {
     ///
     /// # Panics
     /// If it is not answered in time.
-    pub(crate) async fn once(self, shop: &Shop, cohort: &str, user: &str) -> Result<(), Refusal> {
-        let answer = tokio::time::timeout(2 * PATIENCE, self.make(shop, cohort, user));
+    pub(crate) async fn once(
+        self,
+        caller: &Caller,
+        cohort: &str,
+        user: &str,
+    ) -> Result<(), Refusal> {
+        let answer = tokio::time::timeout(2 * PATIENCE, self.make(caller, cohort, user));
         let answer = answer.await;
         answer.unwrap_or_else(|_| panic!("{self:?} has no answer after {:?}", 2 * PATIENCE))
     }
 
-    async fn make(self, shop: &Shop, cohort: &str, user: &str) -> Result<(), Refusal> {
+    async fn make(self, caller: &Caller, cohort: &str, user: &str) -> Result<(), Refusal> {
+        let shop = &caller.shop;
         let filter = || text(&format!("{PARTNER}:id(\"{cohort}\")"));
         match self {
             Self::Get => {
@@ -101,14 +127,13 @@ impl Call {
                 let import_id = uuid::Uuid::now_v7().to_string();
                 let upload = oracle::upload(cohort, Mode::Delta, &import_id);
                 let adds = vec![(Effect::Add, oracle::external_id(user))];
-                let partner = shop.partner();
-                let outcome = upload.run_pipelined(&partner, adds, 2 * PATIENCE);
+                let outcome = upload.run_pipelined(&caller.partner, adds, 2 * PATIENCE);
                 let outcome = outcome.await?;
                 assert!(matches!(outcome, Outcome::Committed { .. }), "{outcome:?}");
             }
             Self::Rest => {
                 let change = json!([{ "user_ids": [user] }]);
-                let answer = shop.rest().change(cohort, change).await;
+                let answer = caller.rest.change(cohort, change).await;
                 let code = match answer.status {
                     201 => return Ok(()),
                     423 => Code::Aborted,

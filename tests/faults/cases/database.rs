@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
 use crate::{
-    calls::{self, Audience, Call},
+    calls::{self, Audience, Call, Caller},
     node::Deployment,
     oracle::{self, List},
     postgres::{Disk, Postgres},
@@ -165,9 +165,9 @@ async fn until_gone(session: &mut PgConnection) {
 
 /// Waits until every kind of call works; returns how long that was since the beginning.
 async fn until_all_works(shop: &Shop, began: Instant) -> Duration {
-    let user = oracle::user(0);
+    let (caller, user) = (Caller::new(shop), oracle::user(0));
     let until_it_works = async |call: Call| {
-        while let Err(refusal) = call.once(shop, BASE, &user).await {
+        while let Err(refusal) = call.once(&caller, BASE, &user).await {
             calls::check_come_back(&refusal, &[Code::Unavailable]);
             let elapsed = began.elapsed();
             assert!(
@@ -367,13 +367,14 @@ impl Worker {
     async fn call(self, n: u32, users: usize, mut rng: StdRng) -> Worked {
         let cohort = format!("call-{n}-{:x}", rng.next_u32());
         let (mut done, mut tried) = (BTreeSet::new(), BTreeSet::new());
+        let caller = Caller::new(&self.shop);
         for (turn, call) in (0_usize..).zip(Call::ALL.into_iter().cycle()) {
             // Named, and with a member, before anybody reads it.
             let call = if done.is_empty() { Call::Import } else { call };
             let user = oracle::user(turn % users);
             let began = Instant::now();
             tried.extend(call.adds().then(|| user.clone()));
-            match call.once(&self.shop, &cohort, &user).await {
+            match call.once(&caller, &cohort, &user).await {
                 Ok(()) => {
                     done.extend(call.adds().then_some(user));
                     self.counts.calls.fetch_add(1, Ordering::Relaxed);

@@ -1,6 +1,7 @@
 //! The cases, by what breaks.
 
 mod database;
+mod pool;
 mod streams;
 mod upgrade;
 
@@ -19,6 +20,10 @@ pub(crate) const ALL: &[Case] = &[
     Case {
         name: "disk-full",
         run: |plan| Box::pin(database::disk_full(plan)),
+    },
+    Case {
+        name: "connections-exhausted",
+        run: |plan| Box::pin(pool::connections_exhausted(plan)),
     },
     Case {
         name: "migration-killed",
