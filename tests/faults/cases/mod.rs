@@ -3,6 +3,7 @@
 mod database;
 mod pool;
 mod streams;
+mod up;
 mod upgrade;
 
 use crate::suite::Case;
@@ -24,6 +25,10 @@ pub(crate) const ALL: &[Case] = &[
     Case {
         name: "connections-exhausted",
         run: |plan| Box::pin(pool::connections_exhausted(plan)),
+    },
+    Case {
+        name: "all-in-one-killed",
+        run: |plan| Box::pin(up::all_in_one_killed(plan)),
     },
     Case {
         name: "migration-killed",

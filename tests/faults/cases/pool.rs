@@ -39,8 +39,10 @@ pub(crate) async fn connections_exhausted(mut plan: Plan) -> Tally {
     oracle::fill(&shop, USERS).await;
     let mut held: Vec<Held> = Vec::new();
     for n in 0..COHORTS {
-        let mut cohort = Held::default();
-        cohort.name = format!("busy-{n}");
+        let mut cohort = Held {
+            name: format!("busy-{n}"),
+            ..Held::default()
+        };
         cohort.add(&caller, Call::Import, oracle::user(n)).await;
         held.push(cohort);
     }
