@@ -8,11 +8,13 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a violation is told")]
 
+mod calls;
 mod cases;
 mod dawdle;
 mod exporter;
 mod node;
 mod oracle;
+mod postgres;
 mod suite;
 mod wire;
 

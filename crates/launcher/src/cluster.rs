@@ -88,8 +88,8 @@ impl Cluster {
 
     /// Resolves when Postgres is down for good, with the reason and the last lines of its log.
     ///
-    /// A postmaster that dies is restarted first, five times with growing pauses. Cancel
-    /// safe; stays pending after it has resolved once.
+    /// A postmaster that dies is restarted, with growing pauses, until five starts in a row have
+    /// failed for another reason than a full disk. Cancel safe; stays pending after it has resolved once.
     pub async fn failed(&mut self) -> Error {
         if let Some(ended) = &mut self.ended {
             let result = ended.await.unwrap_or(Err(Error::Panicked));

@@ -38,6 +38,9 @@ const DEFAULTS: &[(&str, &str)] = &[
     ("wal_compression", "on"),
     // Muster's statements are many and short; compiling them costs more than it saves.
     ("jit", "off"),
+    // After a crash every file of the cluster is synced: one by one that takes seconds, of which
+    // there are few until callers give up.
+    ("recovery_init_sync_method", "syncfs"),
     ("timezone", "UTC"),
     ("log_timezone", "UTC"),
     ("log_checkpoints", "off"),

@@ -13,11 +13,15 @@ use crate::stop::{Stop, StopRequests};
 
 const POLL: Duration = Duration::from_millis(100);
 
-/// Restarts in a row before giving up; the pauses between them add up to 8 s.
-const MAX_RESTARTS: u32 = 5;
-const FIRST_PAUSE: Duration = Duration::from_millis(250);
+/// Starts that may fail in a row before giving up. One for want of space does not count: room is
+/// made while we run.
+const MAX_FAILED_STARTS: u32 = 5;
 
-/// A postmaster that lived this long was sound: counting restarts begins anew.
+/// The pauses before restarts double from the first to the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// A postmaster that lived this long was sound: the next pause is the first again.
 const SOUND_AFTER: Duration = Duration::from_secs(60);
 
 /// The process id of the postmaster, as others may see it; 0 while there is none.
@@ -42,7 +46,7 @@ pub(crate) struct Supervisor {
     launch: Launch,
     pid: CurrentPid,
     started: Instant,
-    restarts: u32,
+    next_pause: Duration,
 }
 
 impl Supervisor {
@@ -59,7 +63,7 @@ impl Supervisor {
             launch,
             pid,
             started: Instant::now(),
-            restarts: 0,
+            next_pause: FIRST_PAUSE,
         })
     }
 
@@ -94,12 +98,13 @@ impl Supervisor {
     /// Replaces a postmaster that died because of `error`.
     fn restart(&mut self, mut error: Error, stop: &StopRequests) -> Result<(), Error> {
         if self.started.elapsed() > SOUND_AFTER {
-            self.restarts = 0;
+            self.next_pause = FIRST_PAUSE;
         }
-        while self.restarts < MAX_RESTARTS {
-            let pause = FIRST_PAUSE * 2_u32.pow(self.restarts);
-            self.restarts += 1;
-            tracing::error!(%error, restart = self.restarts, "PostgreSQL is down; restarting it");
+        let mut failed = 0;
+        while failed < MAX_FAILED_STARTS {
+            let pause = self.next_pause;
+            self.next_pause = (2 * pause).min(LONGEST_PAUSE);
+            tracing::error!(%error, ?pause, "PostgreSQL is down; restarting it");
             if stop.wait(pause).is_some() {
                 return Err(Error::Stopped);
             }
@@ -111,11 +116,14 @@ impl Supervisor {
                     return Ok(());
                 }
                 Err(Error::Stopped) => return Err(Error::Stopped),
-                Err(next) => error = next,
+                Err(next) => {
+                    failed += u32::from(!matches!(next, Error::NoSpace { .. }));
+                    error = next;
+                }
             }
         }
         Err(Error::GaveUp {
-            restarts: self.restarts,
+            restarts: failed,
             last: Box::new(error),
         })
     }

@@ -192,6 +192,20 @@ async fn a_killed_postmaster_is_restarted() {
 }
 
 #[tokio::test]
+async fn one_that_starts_is_not_given_up_however_often_it_dies() {
+    let directory = directory();
+    let cluster = start(directory.path()).await;
+    for _ in 0..6 {
+        let killed = cluster.postmaster_pid().unwrap();
+        kill_9(killed);
+        until("another postmaster runs", || {
+            cluster.postmaster_pid().is_some_and(|pid| pid != killed)
+        });
+    }
+    cluster.stop().await.unwrap();
+}
+
+#[tokio::test]
 async fn failure_is_told_with_the_log_once_restarts_are_in_vain() {
     let directory = directory();
     let mut cluster = start(directory.path()).await;

@@ -8,9 +8,10 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, lchown};
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use muster_launcher::{Cluster, Config, Error};
-use support::{directory, is_root, skipped};
+use support::{directory, is_root, kill_9, skipped, until};
 
 async fn refused(directory: &Path) -> Error {
     Cluster::start(Config::new(directory)).await.unwrap_err()
@@ -177,5 +178,32 @@ async fn a_full_disk_is_told_and_the_cluster_starts_once_there_is_room() {
 
     fs::remove_file(&filler).unwrap();
     let cluster = Cluster::start(Config::new(disk.0.path())).await.unwrap();
+    cluster.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_postmaster_that_finds_no_space_is_started_again_until_there_is_room() {
+    let Some(disk) = Disk::mount("120m") else {
+        return;
+    };
+    let cluster = Cluster::start(Config::new(disk.0.path())).await.unwrap();
+    let filler = disk.0.path().join("filler");
+    let full = std::io::copy(
+        &mut std::io::repeat(0),
+        &mut fs::File::create(&filler).unwrap(),
+    );
+    assert!(full.is_err());
+    kill_9(cluster.postmaster_pid().unwrap());
+    // Postgres itself recovers over and over, or is started again.
+    let tried = Instant::now();
+    until("it is still tried", || {
+        tried.elapsed() > Duration::from_secs(10)
+    });
+    assert_eq!(cluster.postmaster_pid(), None);
+
+    fs::remove_file(&filler).unwrap();
+    let freed = Instant::now();
+    until("it runs again", || cluster.postmaster_pid().is_some());
+    assert!(freed.elapsed() < Duration::from_secs(10));
     cluster.stop().await.unwrap();
 }

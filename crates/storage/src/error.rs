@@ -79,7 +79,19 @@ fn classify(error: sqlx::Error) -> DomainError {
             "DATABASE_SLOW",
             "the database took too long; try again",
         ),
-        // Connection exceptions, insufficient resources (disk full, too many connections), operator
+        // Disk full. Where the write-ahead log is concerned Postgres goes down instead.
+        (_, "53100") => (
+            Kind::Unavailable,
+            "DATABASE_FULL",
+            "the database has no space left; nothing was changed",
+        ),
+        // Every connection is in use, or none can be made: the pool does not say which.
+        (sqlx::Error::PoolTimedOut, _) => (
+            Kind::Unavailable,
+            "DATABASE_UNAVAILABLE",
+            "no connection to the database came free in time; nothing was changed",
+        ),
+        // Connection exceptions, insufficient resources (too many connections), operator
         // intervention (shutdown, crash), system errors.
         (_, code)
             if ["08", "53", "57", "58"]
@@ -92,7 +104,6 @@ fn classify(error: sqlx::Error) -> DomainError {
             sqlx::Error::Io(_)
             | sqlx::Error::Tls(_)
             | sqlx::Error::Protocol(_)
-            | sqlx::Error::PoolTimedOut
             | sqlx::Error::PoolClosed
             | sqlx::Error::WorkerCrashed,
             _,

@@ -5,38 +5,49 @@ use std::collections::BTreeMap;
 use muster_domain::error::{Error, Kind};
 use sqlx::{
     Connection as _, PgConnection,
-    migrate::{Migrate, Migrator},
+    migrate::{Migrate, MigrateError, Migrator},
 };
 
 use crate::{Result, Store};
 
 static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
 
+/// What a migration changes on the way: nothing is too long for it, but nobody is kept waiting for
+/// it either. If the migrator is killed, its session ends with it.
+const SESSION: [(&str, &str); 2] = [
+    ("statement_timeout", "0"),
+    ("client_connection_check_interval", "1000"),
+];
+
 impl Store {
     /// Brings the schema up to the version of this build. Two migrators at once do no harm: one
-    /// waits for the other. Returns the versions it applied.
+    /// waits for the other, as long as that takes. Returns the versions it applied. Dropping the
+    /// future ends it; a migration that was begun is then not applied.
     ///
     /// # Errors
     /// `FAILED_PRECONDITION` (`SCHEMA_VERSION`) if the schema is newer than this build or an applied
-    /// migration is not the one this build knows.
+    /// migration is not the one this build knows; (`MIGRATION_FAILED`) if one does not apply.
     pub async fn migrate(&self) -> Result<Vec<i64>> {
-        let before = self.applied().await?;
+        let mut connection = self.dial(&SESSION).await?;
+        // While a statement waits for a table, whoever wants that table waits behind it: for that
+        // the limit of all sessions holds, but not for another migrator.
+        sqlx::raw_sql("SET lock_timeout = 0")
+            .execute(&mut connection)
+            .await?;
+        connection.lock().await.map_err(migration_failed)?;
+        sqlx::raw_sql("RESET lock_timeout")
+            .execute(&mut connection)
+            .await?;
+        let before = applied(&mut connection).await?;
         known(&before)?;
-        let mut connection = self.connection().await?;
+        // This takes the lock once more, which a session may.
         MIGRATIONS
-            .run_direct(None, &mut *connection, false)
+            .run_direct(None, &mut connection, false)
             .await
-            .map_err(|cause| {
-                let mut error = Error::new(
-                    Kind::FailedPrecondition,
-                    "MIGRATION_FAILED",
-                    format!("the database could not be migrated: {cause}"),
-                );
-                error.source = Some(cause.into());
-                error
-            })?;
-        drop(connection);
-        let after = self.applied().await?;
+            .map_err(migration_failed)?;
+        let after = applied(&mut connection).await?;
+        // The lock ends with the session.
+        connection.close().await?;
         Ok(after
             .into_keys()
             .filter(|version| !before.contains_key(version))
@@ -48,7 +59,9 @@ impl Store {
     /// # Errors
     /// `FAILED_PRECONDITION` (`SCHEMA_VERSION`) with what to do about it.
     pub async fn check_schema(&self) -> Result<()> {
-        let applied = self.applied().await?;
+        let mut connection = self.dial(&[]).await?;
+        let applied = applied(&mut connection).await?;
+        connection.close().await?;
         known(&applied)?;
         let expected = newest();
         match applied.keys().max() {
@@ -60,27 +73,35 @@ impl Store {
             .into()),
         }
     }
+}
 
-    /// Versions and checksums of the migrations that were applied.
-    async fn applied(&self) -> Result<BTreeMap<i64, Vec<u8>>> {
-        let mut connection = self.connection().await?;
-        let migrated = sqlx::query_scalar!(
-            r#"SELECT to_regclass('_sqlx_migrations') IS NOT NULL AS "migrated!""#
-        )
-        .fetch_one(&mut *connection)
-        .await?;
-        if !migrated {
-            return Ok(BTreeMap::new());
-        }
-        let applied = connection
-            .list_applied_migrations("_sqlx_migrations")
-            .await
-            .map_err(Error::internal)?;
-        Ok(applied
-            .into_iter()
-            .map(|migration| (migration.version, migration.checksum.into_owned()))
-            .collect())
+/// Versions and checksums of the migrations that were applied.
+async fn applied(connection: &mut PgConnection) -> Result<BTreeMap<i64, Vec<u8>>> {
+    let migrated =
+        sqlx::query_scalar!(r#"SELECT to_regclass('_sqlx_migrations') IS NOT NULL AS "migrated!""#)
+            .fetch_one(&mut *connection)
+            .await?;
+    if !migrated {
+        return Ok(BTreeMap::new());
     }
+    let applied = connection
+        .list_applied_migrations("_sqlx_migrations")
+        .await
+        .map_err(|cause| match cause {
+            MigrateError::Execute(cause) => crate::Error::from(cause),
+            other => Error::internal(other).into(),
+        })?;
+    Ok(applied
+        .into_iter()
+        .map(|migration| (migration.version, migration.checksum.into_owned()))
+        .collect())
+}
+
+fn migration_failed(cause: MigrateError) -> Error {
+    let text = "the database could not be migrated";
+    let mut error = Error::new(Kind::FailedPrecondition, "MIGRATION_FAILED", text);
+    error.source = Some(cause.into());
+    error
 }
 
 fn newest() -> i64 {

@@ -1,13 +1,15 @@
 //! The pools of connections, and transactions that have a name.
 
 use std::{
+    io,
     ops::{Deref, DerefMut},
     str::FromStr,
     time::{Duration, Instant},
 };
 
+use muster_domain::error::Kind;
 use sqlx::{
-    PgConnection, PgPool, Postgres,
+    Connection as _, PgConnection, PgPool, Postgres,
     pool::PoolConnection,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
@@ -119,6 +121,36 @@ impl Store {
         Ok(Tx::new(name, self.pool.begin_with(begin).await?))
     }
 
+    /// Makes a connection outside the pools, with further settings, and says why if it cannot: the
+    /// pools only say that they had none in time. A database that is starting is waited for as the
+    /// pools do.
+    ///
+    /// # Errors
+    /// `UNAVAILABLE` with the place of the database and, as the source, what went wrong.
+    pub(crate) async fn dial(&self, settings: &[(&str, &str)]) -> Result<PgConnection> {
+        let options = self.pool.connect_options();
+        let options = PgConnectOptions::clone(&options).options(settings.iter().copied());
+        let patience = self.pool.options().get_acquire_timeout();
+        let deadline = tokio::time::Instant::now() + patience;
+        loop {
+            let connecting = PgConnection::connect_with(&options);
+            let cause = match tokio::time::timeout_at(deadline, connecting).await {
+                Ok(Ok(connection)) => return Ok(connection),
+                Ok(Err(cause)) => cause,
+                Err(_) => io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    format!("no answer within {patience:?}"),
+                )
+                .into(),
+            };
+            let again = tokio::time::Instant::now() + Duration::from_millis(100);
+            if again >= deadline || !is_starting(&cause) {
+                return Err(out_of_reach(&options, cause).into());
+            }
+            tokio::time::sleep_until(again).await;
+        }
+    }
+
     /// What this process knows of the directories of its workspaces.
     pub(crate) fn directories(&self) -> &DirectoryCache {
         &self.directories
@@ -128,6 +160,36 @@ impl Store {
     pub async fn close(&self) {
         tokio::join!(self.pool.close(), self.credentials.close());
     }
+}
+
+/// Whether a connection failed as it does while a database starts.
+fn is_starting(cause: &sqlx::Error) -> bool {
+    match cause {
+        sqlx::Error::Io(cause) => matches!(
+            cause.kind(),
+            io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound
+        ),
+        // "The database system is starting up"; too many connections.
+        sqlx::Error::Database(cause) => {
+            matches!(cause.code().as_deref(), Some("57P03" | "53300"))
+        }
+        _ => false,
+    }
+}
+
+/// For the operator: where the database was looked for; never the password.
+fn out_of_reach(options: &PgConnectOptions, cause: sqlx::Error) -> muster_domain::error::Error {
+    let place = match options.get_socket() {
+        Some(socket) => socket.display().to_string(),
+        None => format!("{}:{}", options.get_host(), options.get_port()),
+    };
+    let mut error = muster_domain::error::Error::new(
+        Kind::Unavailable,
+        "DATABASE_UNAVAILABLE",
+        format!("no connection to the database at {place}"),
+    );
+    error.source = Some(cause.into());
+    error
 }
 
 /// A transaction with a name; dropping it rolls back.

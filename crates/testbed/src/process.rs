@@ -47,6 +47,21 @@ end "$(head -n 1 "$2/postgres/postmaster.pid" 2>/dev/null)" "$2" "QUIT KILL"
 rm -rf -- "$3"
 "#;
 
+/// Once this process ends, or the input of the one returned is closed, a Muster of this process id,
+/// if any, is ended, with the Postgres of its data directory, and `directory` is removed.
+pub fn clean_up(pid: &str, data_dir: &Path, directory: &Path) -> Child {
+    Command::new("sh")
+        .args(["-c", CLEAN_UP, "muster-clean-up", pid])
+        .args([data_dir, directory])
+        .process_group(0)
+        .current_dir("/")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
 /// A directory that Postgres' account may pass through.
 pub fn directory() -> TempDir {
     tempfile::Builder::new()
@@ -234,16 +249,7 @@ impl Server {
             .process_group(0)
             .spawn()
             .unwrap();
-        let clean_up = Command::new("sh")
-            .args(["-c", CLEAN_UP, "muster-clean-up", &child.id().to_string()])
-            .args([data_dir, directory])
-            .process_group(0)
-            .current_dir("/")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+        let clean_up = clean_up(&child.id().to_string(), data_dir, directory);
         Self {
             child,
             output,

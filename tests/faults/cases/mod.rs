@@ -3,8 +3,12 @@
 mod batches;
 mod commit;
 mod concurrency;
+mod database;
 mod frozen;
+mod pool;
 mod streams;
+mod up;
+mod upgrade;
 
 use crate::suite::Case;
 
@@ -24,6 +28,16 @@ pub(crate) const ALL: &[Case] = &[
         name: "import-stream-broken",
         alone: false,
         run: |plan| Box::pin(streams::stream_broken(plan)),
+    },
+    Case {
+        name: "postgres-killed",
+        alone: false,
+        run: |plan| Box::pin(database::postgres_killed(plan)),
+    },
+    Case {
+        name: "disk-full",
+        alone: false,
+        run: |plan| Box::pin(database::disk_full(plan)),
     },
     Case {
         name: "commit-reply-lost",
@@ -64,5 +78,30 @@ pub(crate) const ALL: &[Case] = &[
         name: "rest-meets-replacement",
         alone: false,
         run: |plan| Box::pin(concurrency::rest_meets_replacement(plan)),
+    },
+    Case {
+        name: "connections-exhausted",
+        alone: false,
+        run: |plan| Box::pin(pool::connections_exhausted(plan)),
+    },
+    Case {
+        name: "all-in-one-killed",
+        alone: false,
+        run: |plan| Box::pin(up::all_in_one_killed(plan)),
+    },
+    Case {
+        name: "migration-killed",
+        alone: false,
+        run: |plan| Box::pin(upgrade::migration_killed(plan)),
+    },
+    Case {
+        name: "migrators-at-once",
+        alone: false,
+        run: |plan| Box::pin(upgrade::migrators_at_once(plan)),
+    },
+    Case {
+        name: "schema-of-another-build",
+        alone: false,
+        run: |plan| Box::pin(upgrade::schema_of_another_build(plan)),
     },
 ];

@@ -175,8 +175,19 @@ impl Serve {
         // The bridge needs no database.
         let mut database = None;
         if servers != BTreeSet::from([Server::Bridge]) {
-            let opened = Database::open(&self.database, global).await?;
-            opened.store.check_schema().await?;
+            let opened = tokio::select! {
+                opened = Database::open(&self.database, global) => opened?,
+                () = signals.next() => return Ok(()),
+            };
+            let checked = tokio::select! {
+                checked = opened.store.check_schema() => Some(checked),
+                () = signals.next() => None,
+            };
+            let Some(Ok(())) = checked else {
+                let closed = opened.close(&mut signals).await;
+                checked.transpose()?;
+                return closed;
+            };
             database = Some(opened);
         } else {
             settings.bridge_upstream = Some(global.endpoint().map_err(CliError::from)?);

@@ -75,14 +75,12 @@ impl Up {
         signals: &mut Signals,
         database: &mut Option<Database>,
     ) -> Result<()> {
-        let applied = store.migrate().await?;
-        if !applied.is_empty() {
-            remark(&format!("migrated the schema by {} steps", applied.len()));
-        }
-        fs::create_dir_all(data_dir)
-            .map_err(|error| CliError::Failed(format!("{}: {error}", data_dir.display())))?;
         let token_file = data_dir.join("operator.token");
-        operator_token(&store, &token_file).await?;
+        // Either may have to wait for somebody else's lock, so a signal must be heard meanwhile.
+        tokio::select! {
+            prepared = prepare(&store, &token_file) => prepared?,
+            () = signals.next() => return Ok(()),
+        }
         let servers = BTreeSet::from(Server::ALL);
         let listeners = self.serving.bind(&servers).await?;
         let (grpc, rest) = (listeners.grpc_url(), listeners.rest_url());
@@ -105,6 +103,19 @@ impl Up {
         )
         .await
     }
+}
+
+/// Brings the schema up to date and makes sure of the operator's token.
+async fn prepare(store: &Store, token_file: &Path) -> Result<()> {
+    let applied = store.migrate().await?;
+    if !applied.is_empty() {
+        remark(&format!("migrated the schema by {} steps", applied.len()));
+    }
+    if let Some(directory) = token_file.parent() {
+        fs::create_dir_all(directory)
+            .map_err(|error| CliError::Failed(format!("{}: {error}", directory.display())))?;
+    }
+    operator_token(store, token_file).await
 }
 
 fn absolute(path: &Path) -> Result<PathBuf> {

@@ -50,12 +50,32 @@ fn a_server_refuses_a_database_that_is_not_migrated_and_says_what_to_do() {
 }
 
 #[test]
-fn a_database_that_is_not_there_is_told_without_its_password() {
-    let mut command = harness::muster();
+fn a_database_that_is_not_there_is_told_with_its_place_and_without_its_password() {
+    let directory = directory();
     let url = "postgres://muster:hunter2@127.0.0.1:9/muster";
+    for words in [
+        &["migrate"][..],
+        &["serve", "keys", "--grpc-listen", "127.0.0.1:0"],
+        &["up", "--grpc-listen", "127.0.0.1:0"],
+    ] {
+        let mut command = harness::muster();
+        let command = command.args(words).arg("--data-dir").arg(directory.path());
+        let done = run(command.env("DATABASE_URL", url), b"").code(1);
+        assert!(!done.stderr.contains("hunter2"), "{}", done.stderr);
+        done.says(&[
+            "error: no connection to the database at 127.0.0.1:9:",
+            "refused",
+        ]);
+    }
+}
+
+#[test]
+fn a_database_that_lets_nobody_in_is_told_with_what_it_says() {
+    let database = Database::create("closed");
+    let mut command = harness::muster();
+    let url = database.url().replace("/closed", "/no_such_database");
     let done = run(command.arg("migrate").env("DATABASE_URL", url), b"").code(1);
-    assert!(!done.stderr.contains("hunter2"), "{}", done.stderr);
-    assert!(done.stderr.contains("error: "), "{}", done.stderr);
+    done.says(&["\"no_such_database\" does not exist"]);
 }
 
 /// An operator's token comes from `muster up`, here on the same database.
