@@ -53,7 +53,7 @@ impl Record {
 pub(crate) enum Withheld {
     /// The user was erased since.
     Erased,
-    /// The user was merged into one who comes out through another record.
+    /// The user is the same person as one who comes out through another record, after a merge.
     Merged,
 }
 
@@ -65,12 +65,28 @@ enum Fate {
     Replaced(u32),
 }
 
-/// What has become of the pinned users who are no longer live. Of several who live on as one and the
-/// same, the first speaks for them that is not in `silent`: a stream that has withheld a user, or
-/// may have, cannot take that back.
-fn fates(pinned: &UserSet, tombstones: &Tombstones, silent: &UserSet) -> HashMap<u32, Fate> {
-    let mut spoken_for = HashSet::new();
+/// What has become of the pinned users who are no longer live, and of those live ones whose person
+/// has come out already.
+///
+/// Of several who live on as one and the same, one speaks for them: whoever came out before the
+/// merge, for that cannot be taken back; else the survivor, if it is pinned; else the first that is
+/// not in `silent`, for a stream that has withheld a user, or may have, cannot take that back either.
+fn fates(
+    pinned: &UserSet,
+    tombstones: &Tombstones,
+    printed: &UserSet,
+    silent: &UserSet,
+) -> HashMap<u32, Fate> {
     let gone = pinned & tombstones.gone();
+    let survivor = |user| match tombstones.standing(user) {
+        Standing::Merged(survivor) => Some(survivor),
+        Standing::Live | Standing::Deleted => None,
+    };
+    let mut spoken_for: HashSet<u32> = (&gone & printed).iter().filter_map(survivor).collect();
+    let repeated = spoken_for
+        .iter()
+        .filter(|&&survivor| pinned.contains(survivor) && !printed.contains(survivor));
+    let repeated: Vec<u32> = repeated.copied().collect();
     let fate = |user| match tombstones.standing(user) {
         Standing::Deleted => Fate::Withheld(Withheld::Erased),
         Standing::Merged(survivor)
@@ -83,7 +99,10 @@ fn fates(pinned: &UserSet, tombstones: &Tombstones, silent: &UserSet) -> HashMap
         Standing::Merged(_) => Fate::Withheld(Withheld::Merged),
         Standing::Live => unreachable!("the tombstones hold it"),
     };
-    gone.iter().zip(gone.iter().map(fate)).collect()
+    let gone: Vec<(u32, Fate)> = gone.iter().zip(gone.iter().map(fate)).collect();
+    let repeated = repeated.into_iter();
+    let repeated = repeated.map(|user| (user, Fate::Withheld(Withheld::Merged)));
+    gone.into_iter().chain(repeated).collect()
 }
 
 /// Makes the records of a pinned set of users, for one stream.
@@ -97,6 +116,8 @@ pub(crate) struct Records {
     /// Epoch of the directory that `fates` is right for.
     epoch: Option<i64>,
     fates: HashMap<u32, Fate>,
+    /// Users whose records this stream has made, with identifiers.
+    printed: UserSet,
     /// Users who can no longer speak for others: this stream has withheld them because another
     /// record was to speak for them, or they came before it was resumed.
     silent: UserSet,
@@ -120,6 +141,7 @@ impl Records {
             pinned,
             epoch: None,
             fates: HashMap::new(),
+            printed: UserSet::new(),
             silent: passed,
         }
     }
@@ -134,7 +156,12 @@ impl Records {
         let name = "audience_batch";
         let (mut tx, directory) = self.store.directory_snapshot(name, self.workspace).await?;
         if self.epoch != Some(directory.epoch) {
-            self.fates = fates(&self.pinned, &directory.tombstones, &self.silent);
+            self.fates = fates(
+                &self.pinned,
+                &directory.tombstones,
+                &self.printed,
+                &self.silent,
+            );
             self.epoch = Some(directory.epoch);
         }
         let mut records: Vec<Record> = users.iter().map(|&user| self.begin(user)).collect();
@@ -178,6 +205,8 @@ impl Records {
             .iter()
             .filter(|record| record.withheld == Some(Withheld::Merged));
         self.silent.extend(merged.map(|record| record.user_no));
+        let printed = records.iter().filter(|record| record.withheld.is_none());
+        self.printed.extend(printed.map(|record| record.user_no));
         Ok(records)
     }
 
@@ -210,12 +239,46 @@ mod tests {
     const MERGED: Fate = Fate::Withheld(Withheld::Merged);
 
     fn of(pinned: &[u32], tombstones: &Tombstones, silent: &[u32]) -> Vec<(u32, Fate)> {
+        after(&[], pinned, tombstones, silent)
+    }
+
+    fn after(
+        printed: &[u32],
+        pinned: &[u32],
+        tombstones: &Tombstones,
+        silent: &[u32],
+    ) -> Vec<(u32, Fate)> {
         let set = |users: &[u32]| users.iter().copied().collect::<UserSet>();
-        let mut fates: Vec<_> = fates(&set(pinned), tombstones, &set(silent))
-            .into_iter()
-            .collect();
+        let fates = fates(&set(pinned), tombstones, &set(printed), &set(silent));
+        let mut fates: Vec<_> = fates.into_iter().collect();
         fates.sort_unstable_by_key(|(user, _)| *user);
         fates
+    }
+
+    #[test]
+    fn who_came_out_before_a_merge_does_not_come_out_as_the_survivor_again() {
+        let mut tombstones = Tombstones::default();
+        tombstones.merge(1, 3);
+        tombstones.merge(2, 3);
+        assert_eq!(
+            after(&[1], &[1, 2, 3], &tombstones, &[]),
+            [(1, MERGED), (2, MERGED), (3, MERGED)]
+        );
+        // The survivor came out: nothing is taken back.
+        assert_eq!(
+            after(&[1, 2, 3], &[1, 2, 3, 4], &tombstones, &[]),
+            [(1, MERGED), (2, MERGED)]
+        );
+        tombstones.merge(3, 90);
+        assert_eq!(
+            after(&[1], &[1, 2, 3], &tombstones, &[]),
+            [(1, MERGED), (2, MERGED), (3, MERGED)]
+        );
+        tombstones.delete(90);
+        assert_eq!(
+            after(&[1], &[1, 2, 3], &tombstones, &[]),
+            [(1, ERASED), (2, ERASED), (3, ERASED)]
+        );
     }
 
     #[test]
