@@ -90,10 +90,15 @@ pub async fn aliases_and_devices(
     workspace: WorkspaceId,
     users: &[u32],
 ) -> Result<Vec<(u32, Identifier)>> {
+    // A join, so that each user is looked up in the index by user: given the list as a condition, a
+    // planner without statistics, as after the first load of a directory, reads all identifiers of
+    // the two kinds, and compares each with each of the list.
     let rows = sqlx::query!(
-        "SELECT user_no, kind, label, id FROM user_identifier
-         WHERE workspace_id = $1 AND user_no = ANY($2) AND kind IN (2, 3)
-         ORDER BY user_no, kind, label, id",
+        r#"SELECT i.user_no, i.kind, i.label, i.id
+           FROM unnest($2::bigint[]) AS wanted (user_no)
+           JOIN user_identifier i ON i.workspace_id = $1 AND i.user_no = wanted.user_no
+           WHERE i.kind IN (2, 3)
+           ORDER BY i.user_no, i.kind, i.label, i.id"#,
         workspace.0,
         &to_sql(users),
     )
