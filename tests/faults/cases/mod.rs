@@ -1,6 +1,7 @@
 //! The cases, by what breaks.
 
 mod audiences;
+mod slow;
 mod streams;
 
 use crate::suite::Case;
@@ -18,5 +19,9 @@ pub(crate) const ALL: &[Case] = &[
     Case {
         name: "audience-while-all-changes",
         run: |plan| Box::pin(audiences::audience_while_all_changes(plan)),
+    },
+    Case {
+        name: "slow-peers",
+        run: |plan| Box::pin(slow::slow_peers(plan)),
     },
 ];
