@@ -75,12 +75,23 @@ impl Rest {
     }
 
     /// Posts fields, with the keys added, to `cohorts` or `cohorts/users`.
-    pub async fn call(&self, call: &str, mut fields: Value) -> Answer {
+    pub async fn call(&self, call: &str, fields: Value) -> Answer {
+        self.try_call(call, fields).await.unwrap()
+    }
+
+    /// The same, where no answer may come.
+    ///
+    /// # Errors
+    /// If the connection is refused, or closed before there was an answer.
+    ///
+    /// # Panics
+    /// If the answer is not what every answer must be.
+    pub async fn try_call(&self, call: &str, mut fields: Value) -> reqwest::Result<Answer> {
         fields["partner_api_key"] = self.partner_api_key.clone().into();
         fields["client_secret"] = self.client_secret.clone().into();
         let path = format!("/partners/{}/{call}", self.partner);
         let json = "application/json";
-        self.send(Method::POST, &path, json, fields.to_string())
+        self.try_send(Method::POST, &path, json, fields.to_string())
             .await
     }
 
@@ -89,12 +100,23 @@ impl Rest {
     /// # Panics
     /// If the answer lacks what every answer must have, or has what none may.
     pub async fn send(&self, method: Method, path: &str, media_type: &str, body: String) -> Answer {
+        let answer = self.try_send(method, path, media_type, body).await;
+        answer.unwrap()
+    }
+
+    async fn try_send(
+        &self,
+        method: Method,
+        path: &str,
+        media_type: &str,
+        body: String,
+    ) -> reqwest::Result<Answer> {
         let began = Instant::now();
         let request = self.client.request(method, format!("{}{path}", self.base));
         let request = request.header("content-type", media_type).body(body);
-        let answer = request.send().await.unwrap();
+        let answer = request.send().await?;
         let (status, headers) = (answer.status().as_u16(), answer.headers().clone());
-        let text = answer.text().await.unwrap();
+        let text = answer.text().await?;
         for secret in [&self.partner_api_key, &self.client_secret] {
             let told = !secret.is_empty()
                 && (text.contains(secret.as_str()) || format!("{headers:?}").contains(secret));
@@ -116,7 +138,7 @@ impl Rest {
             answer.headers.contains_key("retry-after"),
             "{answer:?}"
         );
-        answer
+        Ok(answer)
     }
 }
 

@@ -7,10 +7,10 @@ use std::{
 };
 
 use futures::future::join_all;
-use muster_client::Refusal;
+use muster_client::{Refusal, upload::Outcome};
 use muster_domain::{
     identifier::{Identifier, IdentifierKind},
-    import::{Effect, Mode},
+    import::{Effect, Mode, Summary},
 };
 use muster_proto::{
     segments::v1::{
@@ -43,7 +43,7 @@ const BATCH: usize = 4_096;
 
 /// The batches that may be under way when a client has read one: what the client's window of
 /// [`WINDOW`] bytes and the socket hold, and what the server makes ahead.
-const UNDER_WAY: usize = 6;
+const UNDER_WAY: usize = 5;
 
 /// Smaller than a batch.
 const WINDOW: u32 = 16 * 1024;
@@ -77,43 +77,60 @@ impl Story {
         let workspace = WorkspaceId(workspace);
         muster_testbed::seed_users(&mut conn, workspace, HALF).await;
         drop(conn);
-        let request = muster_proto::keys::v1::CreateServiceTokenRequest {
-            label: "reader".into(),
-            scopes: vec!["*".into()],
-            ..Default::default()
-        };
-        let created = muster.shop.operator.integrations();
-        let created = { created }.create_service_token(request).await.unwrap();
-        Self {
-            muster,
-            token: created.into_inner().secret,
-        }
+        let token = oracle::service_token(&muster.shop).await;
+        Self { muster, token }
     }
 
     /// Publishes these users, and nobody else, as a cohort.
     async fn publish(&self, rng: &mut StdRng, cohort: &str, members: &BTreeSet<u32>) {
-        let mut ids: Vec<Identifier> = members.iter().map(|user| name(*user)).collect();
-        ids.shuffle(rng);
-        let upload = oracle::upload(cohort, Mode::Replace, &oracle::import_id(rng));
+        let adds = members.iter().map(|user| (Effect::Add, name(*user)));
+        let summary = self.import(rng, cohort, Mode::Replace, adds).await;
+        assert_eq!(summary.members_after, members.len() as u64);
+    }
+
+    async fn import(
+        &self,
+        rng: &mut StdRng,
+        cohort: &str,
+        mode: Mode,
+        changes: impl Iterator<Item = (Effect, Identifier)>,
+    ) -> Summary {
+        let mut changes: Vec<_> = changes.collect();
+        changes.shuffle(rng);
+        let upload = oracle::upload(cohort, mode, &oracle::import_id(rng));
         let source = move || {
-            let rows = ids.clone().into_iter().map(|id| Ok((Effect::Add, id)));
+            let rows = changes.clone().into_iter().map(Ok);
             Ok(rows.collect::<Vec<_>>().into_iter())
         };
         let partner = self.muster.shop.partner();
         let published = upload.run(&partner, source, &mut |_| {}).await.unwrap();
-        let muster_client::upload::Outcome::Committed { summary, .. } = published else {
+        let Outcome::Committed { summary, .. } = published else {
             panic!("not committed: {published:?}");
         };
         oracle::check_accounted(&summary);
-        assert_eq!(summary.members_after, members.len() as u64);
+        summary
+    }
+
+    /// Exchanges some members of a cohort for others.
+    async fn exchange(&self, rng: &mut StdRng, cohort: &mut BTreeSet<u32>, live: &[u32]) {
+        let members: Vec<u32> = cohort.iter().copied().collect();
+        let others: Vec<u32> = live
+            .iter()
+            .copied()
+            .filter(|user| !cohort.contains(user))
+            .collect();
+        let (removed, added) = (draw(rng, &members, 300), draw(rng, &others, 310));
+        let removals = removed.iter().map(|user| (Effect::Remove, name(*user)));
+        let adds = added.iter().map(|user| (Effect::Add, name(*user)));
+        let changes = removals.chain(adds);
+        let summary = self.import(rng, "changing", Mode::Delta, changes).await;
+        cohort.retain(|user| !removed.contains(user));
+        cohort.extend(added);
+        assert_eq!(summary.members_after, cohort.len() as u64);
     }
 
     fn request(&self, body: pb::ResolveSegmentRequest) -> Request<pb::ResolveSegmentRequest> {
-        let mut request = Request::new(body);
-        let bearer = format!("Bearer {}", self.token);
-        let metadata = request.metadata_mut();
-        metadata.insert("authorization", bearer.parse().unwrap());
-        request
+        oracle::signed(&self.token, body)
     }
 }
 
@@ -511,11 +528,11 @@ pub(crate) async fn audience_while_all_changes(mut plan: Plan) -> Tally {
         merged: BTreeMap::new(),
         erased: BTreeSet::new(),
     };
-    let mut cohort = draw(rng, &changes.live, 34_000);
+    let mut cohort = draw(rng, &changes.live, 27_000);
     story.publish(rng, "changing", &cohort).await;
     let mut tally = Tally::default();
     for round in 0..plan.rounds {
-        let expires = round % 4 == 3;
+        let expires = round % 5 == 4;
         let node = match expires {
             true => forgetful.grpc(),
             false => story.muster.node.grpc(),
@@ -532,7 +549,7 @@ pub(crate) async fn audience_while_all_changes(mut plan: Plan) -> Tally {
             stream: None,
         };
         whole.open(&story, &node).await;
-        whole.take(1 + rng.random_range(1..=2)).await;
+        whole.take(1 + rng.random_range(0..=1)).await;
         let read = whole.received.users();
         let far = expected.len().min(read.len() + UNDER_WAY * BATCH);
         changes.make(rng, &story, &read, &expected[far..]).await;
@@ -541,13 +558,14 @@ pub(crate) async fn audience_while_all_changes(mut plan: Plan) -> Tally {
             received: whole.received.clone(),
             stream: None,
         };
-        cohort = draw(rng, &changes.live, 34_000);
-        story.publish(rng, "changing", &cohort).await;
+        cohort = changes.people(&cohort);
+        story.exchange(rng, &mut cohort, &changes.live).await;
         if expires {
             story.wait_for_end_of(&whole.received.resolution).await;
         }
         // Cleaning up is the first thing that a server does.
-        cleaner.kill_9();
+        let (code, _) = cleaner.terminate();
+        assert_eq!(code, Some(0), "it did not end well");
         cleaner.start_again();
         if expires {
             story.wait_for_removal_of(&whole.received.resolution).await;

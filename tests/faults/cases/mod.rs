@@ -1,6 +1,7 @@
 //! The cases, by what breaks.
 
 mod audiences;
+mod shutdown;
 mod slow;
 mod streams;
 
@@ -23,5 +24,9 @@ pub(crate) const ALL: &[Case] = &[
     Case {
         name: "slow-peers",
         run: |plan| Box::pin(slow::slow_peers(plan)),
+    },
+    Case {
+        name: "sigterm-under-load",
+        run: |plan| Box::pin(shutdown::sigterm_under_load(plan)),
     },
 ];

@@ -4,7 +4,6 @@
 
 use std::{
     fs,
-    pin::Pin,
     time::{Duration, Instant},
 };
 
@@ -105,14 +104,7 @@ impl Story {
         .await
         .unwrap();
         drop(conn);
-        let request = muster_proto::keys::v1::CreateServiceTokenRequest {
-            label: "slow".into(),
-            scopes: vec!["*".into()],
-            ..Default::default()
-        };
-        let mut integrations = muster.shop.operator.integrations();
-        let token = integrations.create_service_token(request).await.unwrap();
-        let token = token.into_inner().secret;
+        let token = oracle::service_token(&muster.shop).await;
         let story = Self { muster, token };
         for (cohort, count) in [("thin", THIN), ("fat", FAT), ("few", 100)] {
             let known = (0..count).map(oracle::user).collect();
@@ -129,11 +121,7 @@ impl Story {
     }
 
     fn request<T>(&self, body: T) -> Request<T> {
-        let mut request = Request::new(body);
-        let bearer = format!("Bearer {}", self.token);
-        let metadata = request.metadata_mut();
-        metadata.insert("authorization", bearer.parse().unwrap());
-        request
+        oracle::signed(&self.token, body)
     }
 
     /// A connection with windows smaller than any message.
@@ -368,7 +356,7 @@ impl Story {
         &self,
         plan: &mut Plan,
         idle: Duration,
-    ) -> Pin<Box<dyn Future<Output = Vec<(&'static str, Status, Duration)>> + Send>> {
+    ) -> impl Future<Output = Vec<(&'static str, Status, Duration)>> + Send + use<> {
         let mut all = Vec::new();
         for n in 0..3 * WRITERS {
             let channel = self.channel();
@@ -412,7 +400,7 @@ impl Story {
                 (kind, end, begun.elapsed())
             });
         }
-        Box::pin(join_all(all))
+        join_all(all)
     }
 }
 
