@@ -9,6 +9,7 @@ use muster_domain::{
     identifier::{Identifier, IdentifierKind},
     import::{Effect, Mode, Summary},
 };
+use muster_proto::keys::v1 as keys;
 use muster_storage::{Store, versions};
 use muster_tests::{PARTNER, Shop, WORKSPACE, identified};
 use rand::{Rng as _, RngExt as _, rngs::StdRng, seq::SliceRandom as _};
@@ -229,4 +230,24 @@ pub(crate) async fn reached(store: &Store, import_id: &str, offset: u64) -> Stan
     let limit = std::time::Duration::from_secs(60);
     let reached = tokio::time::timeout(limit, look).await;
     reached.expect("an import makes progress")
+}
+
+/// A service token for everything, for calls over a channel of one's own.
+pub(crate) async fn service_token(shop: &Shop) -> String {
+    let request = keys::CreateServiceTokenRequest {
+        label: "faults".into(),
+        scopes: vec!["*".into()],
+        ..Default::default()
+    };
+    let mut integrations = shop.operator.integrations();
+    let created = integrations.create_service_token(request).await.unwrap();
+    created.into_inner().secret
+}
+
+/// A request with a bearer credential.
+pub(crate) fn signed<T>(secret: &str, body: T) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(body);
+    let bearer = format!("Bearer {secret}").parse().unwrap();
+    request.metadata_mut().insert("authorization", bearer);
+    request
 }

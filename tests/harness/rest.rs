@@ -97,7 +97,14 @@ impl Rest {
         self.try_call(call, fields).await.unwrap()
     }
 
-    async fn try_call(&self, call: &str, mut fields: Value) -> reqwest::Result<Answer> {
+    /// The same, where no answer may come.
+    ///
+    /// # Errors
+    /// If the connection is refused, or closed before there was an answer.
+    ///
+    /// # Panics
+    /// If the answer is not what every answer must be.
+    pub async fn try_call(&self, call: &str, mut fields: Value) -> reqwest::Result<Answer> {
         fields["partner_api_key"] = self.partner_api_key.clone().into();
         fields["client_secret"] = self.client_secret.clone().into();
         let path = format!("/partners/{}/{call}", self.partner);

@@ -57,6 +57,9 @@ pub struct Settings {
     pub ingest: muster_ingest::Settings,
     /// How long a resolution is kept.
     pub resolution_retention: Duration,
+    /// How long a client may let an audience or a stream of users rest; for imports of cohorts see
+    /// `ingest`.
+    pub stream_idle: Duration,
     /// How long open calls may go on after the shutdown began.
     pub grace: Duration,
 }
@@ -71,6 +74,7 @@ impl Default for Settings {
             rest_requests_per_hour: const { NonZeroU32::new(250_000).expect("it is not 0") },
             ingest: muster_ingest::Settings::default(),
             resolution_retention: Duration::from_secs(7 * 24 * 60 * 60),
+            stream_idle: Duration::from_secs(120),
             grace: Duration::from_secs(10),
         }
     }
@@ -181,7 +185,9 @@ fn spawn_grpc(
         });
     }
     if serves(Server::Users) {
-        let users = muster_users::Settings::default();
+        let users = muster_users::Settings {
+            idle_timeout: settings.stream_idle,
+        };
         muster_users::register(&mut services, store.clone(), users, shutdown.clone());
     }
     if serves(Server::Ingest) {
@@ -201,6 +207,7 @@ fn spawn_grpc(
     if serves(Server::Segments) {
         let segments = muster_segments::Settings {
             resolution_retention: settings.resolution_retention,
+            idle_timeout: settings.stream_idle,
             ..Default::default()
         };
         muster_segments::register(&mut services, store.clone(), segments, shutdown.clone());

@@ -37,6 +37,17 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     Ok(Duration::from_secs(seconds))
 }
 
+/// Parses a duration that must not be nothing.
+///
+/// # Errors
+/// Says what the form is.
+pub(crate) fn positive_duration(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        Duration::ZERO => Err(format!("{text:?} is no time at all")),
+        some => Ok(some),
+    }
+}
+
 /// Parses a time, where a duration means from now.
 ///
 /// # Errors

@@ -21,11 +21,9 @@ use crate::{
 };
 
 /// Most records in a batch. Batches are cut at its multiples, so that they are the same ones
-/// whenever and from wherever a resolution is streamed.
+/// whenever and from wherever a resolution is streamed, unless records are so large that a batch is
+/// cut earlier.
 pub(crate) const BATCH_RECORDS: usize = 4_096;
-
-/// A batch is cut earlier if its records exceed this many bytes: stock gRPC clients accept 4 MiB.
-const BATCH_BYTES: usize = 3 * 1024 * 1024;
 
 /// Most partitions.
 const MAX_PARTITIONS: u32 = 1_024;
@@ -161,14 +159,18 @@ pub(crate) async fn stream(
     let pinned = Arc::new(wanted.users);
     let (users, partition) = (Arc::clone(&pinned), wanted.partition);
     let cut = tokio::task::spawn_blocking(move || {
-        let part = partition.of(&users);
+        // All of it needs no copy.
+        let part = match partition {
+            Partition::WHOLE => users,
+            partition => Arc::new(partition.of(&users)),
+        };
         let digest = digest(&part);
         (part, digest)
     });
     let (part, digest) = cut.await.map_err(Error::internal)?;
     let id = wanted.resolution.resolution.id;
     let rank = resume_rank(&wanted.resume_token, id, partition, part.len())?;
-    let passed = passed(&part, rank);
+    let passed = part.min().unwrap_or(0)..select(&part, rank).unwrap_or(u32::MAX);
     let records = Records::new(store, wanted.workspace, wanted.view, pinned, passed);
     let production = Production {
         resolution: id,
@@ -183,18 +185,6 @@ pub(crate) async fn stream(
     }))
 }
 
-/// The users before a rank.
-fn passed(part: &UserSet, rank: u64) -> UserSet {
-    let mut passed = match rank {
-        0 => UserSet::new(),
-        _ => part.clone(),
-    };
-    if let Some(next) = select(part, rank) {
-        passed.remove_range(next..);
-    }
-    passed
-}
-
 fn digest(users: &UserSet) -> [u8; 32] {
     let mut digest = Sha256::new();
     for user in users {
@@ -206,7 +196,7 @@ fn digest(users: &UserSet) -> [u8; 32] {
 struct Production {
     resolution: Uuid,
     partition: Partition,
-    part: UserSet,
+    part: Arc<UserSet>,
     digest: [u8; 32],
     rank: u64,
     records: Records,
@@ -224,31 +214,33 @@ impl Production {
         // A token of the very end selects nobody.
         let rest = select(&self.part, self.rank).map(|first| self.part.range(first..));
         let mut rest = rest.into_iter().flatten();
+        let mut users: Vec<u32> = Vec::new();
         loop {
-            let cut = BATCH_RECORDS as u64;
-            let size = cut - self.rank % cut;
-            let size = usize::try_from(size).expect("at most a batch");
-            let users: Vec<u32> = rest.by_ref().take(size).collect();
+            if users.is_empty() {
+                let cut = BATCH_RECORDS as u64;
+                let size = cut - self.rank % cut;
+                let size = usize::try_from(size).expect("at most a batch");
+                users.extend(rest.by_ref().take(size));
+            }
             if users.is_empty() {
                 break;
             }
+            let room = outlet.room().await?;
             let records = self.records.read(&users).await?;
-            for records in split(records) {
-                self.rank += records.len() as u64;
-                let withheld = records.iter().filter(|record| record.withheld.is_some());
-                withheld_count += withheld.count() as u64;
-                let token = ResumeToken {
-                    resolution: self.resolution,
-                    index: self.partition.index,
-                    count: self.partition.count,
-                    rank: self.rank,
-                };
-                let batch = AudienceMessage::Batch {
-                    records,
-                    resume_token: page::encode(&token),
-                };
-                outlet.send(batch).await?;
-            }
+            users.drain(..records.len());
+            self.rank += records.len() as u64;
+            let withheld = records.iter().filter(|record| record.withheld.is_some());
+            withheld_count += withheld.count() as u64;
+            let token = ResumeToken {
+                resolution: self.resolution,
+                index: self.partition.index,
+                count: self.partition.count,
+                rank: self.rank,
+            };
+            room.send(AudienceMessage::Batch {
+                records,
+                resume_token: page::encode(&token),
+            });
         }
         let end = AudienceMessage::End {
             user_count: total,
@@ -257,25 +249,6 @@ impl Production {
         };
         outlet.send(end).await
     }
-}
-
-/// Cuts records where a message would grow too large; the commonest case is one message.
-pub(crate) fn split(records: Vec<Record>) -> Vec<Vec<Record>> {
-    let mut messages = Vec::new();
-    let (mut message, mut bytes) = (Vec::with_capacity(records.len()), 0);
-    for record in records {
-        let size = record.size();
-        if bytes + size > BATCH_BYTES && !message.is_empty() {
-            messages.push(std::mem::take(&mut message));
-            bytes = 0;
-        }
-        bytes += size;
-        message.push(record);
-    }
-    if !message.is_empty() {
-        messages.push(message);
-    }
-    messages
 }
 
 #[cfg(test)]
@@ -319,18 +292,5 @@ mod tests {
         ] {
             assert_eq!(refused.unwrap_err().fields[0].field, "resume_token");
         }
-    }
-
-    #[test]
-    fn a_message_that_would_grow_too_large_is_cut() {
-        let record = |user_no| Record {
-            user_no,
-            device_ids: vec!["d".repeat(512); 2_000],
-            ..Record::default()
-        };
-        let messages = split((0..7).map(record).collect());
-        let sizes: Vec<usize> = messages.iter().map(Vec::len).collect();
-        assert_eq!(sizes, [3, 3, 1]);
-        assert!(split(Vec::new()).is_empty());
     }
 }

@@ -15,7 +15,7 @@ use muster_storage::{Store, WorkspaceId};
 use uuid::Uuid;
 
 use crate::{
-    audience::{BATCH_RECORDS, split},
+    audience::BATCH_RECORDS,
     records::{Record, Records, View},
     resolutions,
 };
@@ -91,22 +91,19 @@ async fn send(
     outlet: &Outlet<DiffMessage>,
 ) -> Result<()> {
     let users = Arc::new(users);
-    let mut records = Records::new(
-        store.clone(),
-        workspace,
-        view,
-        Arc::clone(&users),
-        UserSet::new(),
-    );
+    let mut records = Records::new(store.clone(), workspace, view, Arc::clone(&users), 0..0);
     let mut rest = users.iter();
+    let mut batch: Vec<u32> = Vec::new();
     loop {
-        let batch: Vec<u32> = rest.by_ref().take(BATCH_RECORDS).collect();
+        let wanted = BATCH_RECORDS - batch.len();
+        batch.extend(rest.by_ref().take(wanted));
         if batch.is_empty() {
             return Ok(());
         }
-        for records in split(records.read(&batch).await?) {
-            outlet.send(DiffMessage::Batch { side, records }).await?;
-        }
+        let room = outlet.room().await?;
+        let records = records.read(&batch).await?;
+        batch.drain(..records.len());
+        room.send(DiffMessage::Batch { side, records });
     }
 }
 

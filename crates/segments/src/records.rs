@@ -6,6 +6,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    ops::Range,
     sync::Arc,
 };
 
@@ -15,6 +16,10 @@ use muster_domain::{
     user_set::{Standing, Tombstones, UserSet},
 };
 use muster_storage::{Store, WorkspaceId, audience};
+
+/// Records read at once take no more than about this many bytes, and neither does a message: stock
+/// gRPC clients accept 4 MiB.
+const READ_BYTES: usize = 3 * 1024 * 1024;
 
 /// What to print of each user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,22 +43,12 @@ pub(crate) struct Record {
     pub(crate) withheld: Option<Withheld>,
 }
 
-impl Record {
-    /// About how large its message is, in bytes.
-    pub(crate) fn size(&self) -> usize {
-        const FIELD: usize = 8;
-        let aliases = self.aliases.iter().map(|(l, n)| l.len() + n.len() + FIELD);
-        let devices = self.device_ids.iter().map(|id| id.len() + FIELD);
-        2 * FIELD + self.external_id.len() + aliases.sum::<usize>() + devices.sum::<usize>()
-    }
-}
-
 /// Why a record has no identifiers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Withheld {
     /// The user was erased since.
     Erased,
-    /// The user was merged into one who comes out through another record.
+    /// The user is the same person as one who comes out through another record, after a merge.
     Merged,
 }
 
@@ -65,17 +60,32 @@ enum Fate {
     Replaced(u32),
 }
 
-/// What has become of the pinned users who are no longer live. Of several who live on as one and the
-/// same, the first speaks for them that is not in `silent`: a stream that has withheld a user, or
-/// may have, cannot take that back.
-fn fates(pinned: &UserSet, tombstones: &Tombstones, silent: &UserSet) -> HashMap<u32, Fate> {
-    let mut spoken_for = HashSet::new();
+/// What has become of the pinned users who are no longer live, and of those live ones whose person
+/// has come out already.
+///
+/// Of several who live on as one and the same, one speaks for them: whoever came out before the
+/// merge, for that cannot be taken back; else the survivor, if it is pinned; else the first that is
+/// not silent, for a stream that has withheld a user, or may have, cannot take that back either.
+fn fates(pinned: &UserSet, tombstones: &Tombstones, past: &Past) -> HashMap<u32, Fate> {
     let gone = pinned & tombstones.gone();
+    let survivor = |user| match tombstones.standing(user) {
+        Standing::Merged(survivor) => Some(survivor),
+        Standing::Live | Standing::Deleted => None,
+    };
+    let mut spoken_for: HashSet<u32> = gone
+        .iter()
+        .filter(|&user| past.printed(user))
+        .filter_map(survivor)
+        .collect();
+    let repeated = spoken_for
+        .iter()
+        .filter(|&&survivor| pinned.contains(survivor) && !past.printed(survivor));
+    let repeated: Vec<u32> = repeated.copied().collect();
     let fate = |user| match tombstones.standing(user) {
         Standing::Deleted => Fate::Withheld(Withheld::Erased),
         Standing::Merged(survivor)
             if !pinned.contains(survivor)
-                && !silent.contains(user)
+                && !past.is_silent(user)
                 && spoken_for.insert(survivor) =>
         {
             Fate::Replaced(survivor)
@@ -83,7 +93,46 @@ fn fates(pinned: &UserSet, tombstones: &Tombstones, silent: &UserSet) -> HashMap
         Standing::Merged(_) => Fate::Withheld(Withheld::Merged),
         Standing::Live => unreachable!("the tombstones hold it"),
     };
-    gone.iter().zip(gone.iter().map(fate)).collect()
+    let gone: Vec<(u32, Fate)> = gone.iter().zip(gone.iter().map(fate)).collect();
+    let repeated = repeated.into_iter();
+    let repeated = repeated.map(|user| (user, Fate::Withheld(Withheld::Merged)));
+    gone.into_iter().chain(repeated).collect()
+}
+
+/// What a stream has done with the pinned users so far. They come out in order, so that little has to
+/// be remembered.
+#[derive(Debug, Default)]
+struct Past {
+    /// Users who came out before the stream was resumed. What was withheld then is not known, so
+    /// none of them speaks for anybody: whoever was merged into the same person comes out once more
+    /// rather than never.
+    passed: Range<u32>,
+    /// The last user whose record was made since.
+    last: Option<u32>,
+    /// Those whose records were withheld since.
+    withheld: UserSet,
+}
+
+impl Past {
+    /// Whether the record of this pinned user was made since, with identifiers.
+    fn printed(&self, user: u32) -> bool {
+        let made = self
+            .last
+            .is_some_and(|last| (self.passed.end..=last).contains(&user));
+        made && !self.withheld.contains(user)
+    }
+
+    /// Whether the user can no longer speak for others.
+    fn is_silent(&self, user: u32) -> bool {
+        self.passed.contains(&user) || self.withheld.contains(user)
+    }
+
+    fn made(&mut self, record: &Record) {
+        self.last = Some(record.user_no);
+        if record.withheld.is_some() {
+            self.withheld.insert(record.user_no);
+        }
+    }
 }
 
 /// Makes the records of a pinned set of users, for one stream.
@@ -97,21 +146,17 @@ pub(crate) struct Records {
     /// Epoch of the directory that `fates` is right for.
     epoch: Option<i64>,
     fates: HashMap<u32, Fate>,
-    /// Users who can no longer speak for others: this stream has withheld them because another
-    /// record was to speak for them, or they came before it was resumed.
-    silent: UserSet,
+    past: Past,
 }
 
 impl Records {
-    /// `passed` are the users that came out before the stream was resumed. What was withheld then is
-    /// not known, so none of them speaks for anybody: whoever was merged into the same person comes
-    /// out once more rather than never.
+    /// `passed` are the users that came out before the stream was resumed.
     pub(crate) fn new(
         store: Store,
         workspace: WorkspaceId,
         view: View,
         pinned: Arc<UserSet>,
-        passed: UserSet,
+        passed: Range<u32>,
     ) -> Self {
         Self {
             store,
@@ -120,11 +165,15 @@ impl Records {
             pinned,
             epoch: None,
             fates: HashMap::new(),
-            silent: passed,
+            past: Past {
+                passed,
+                ..Past::default()
+            },
         }
     }
 
-    /// The records of some pinned users, in order, as the directory is now.
+    /// The records of some pinned users, in order, as the directory is now; of the first ones, at
+    /// least one, if those of all would be too large.
     ///
     /// # Errors
     /// If the database fails.
@@ -134,7 +183,7 @@ impl Records {
         let name = "audience_batch";
         let (mut tx, directory) = self.store.directory_snapshot(name, self.workspace).await?;
         if self.epoch != Some(directory.epoch) {
-            self.fates = fates(&self.pinned, &directory.tombstones, &self.silent);
+            self.fates = fates(&self.pinned, &directory.tombstones, &self.past);
             self.epoch = Some(directory.epoch);
         }
         let mut records: Vec<Record> = users.iter().map(|&user| self.begin(user)).collect();
@@ -148,36 +197,40 @@ impl Records {
         if self.view != View::UserNo && !printed.is_empty() {
             external_ids = audience::external_ids(&mut tx, self.workspace, &printed).await?;
         }
+        // Where the records of those printed are.
+        let places = records.iter().enumerate();
+        let places = places.filter(|(_, record)| record.withheld.is_none());
+        let places: Vec<usize> = places.map(|(place, _)| place).collect();
         if self.view == View::Full && !printed.is_empty() {
-            others = audience::aliases_and_devices(&mut tx, self.workspace, &printed).await?;
+            let ids = external_ids.values().flatten();
+            let left = READ_BYTES - ids.map(String::len).sum::<usize>();
+            let (found, whole) =
+                audience::aliases_and_devices(&mut tx, self.workspace, &printed, left).await?;
+            others = found;
+            if let Some(&first_left_out) = places.get(whole) {
+                records.truncate(first_left_out);
+            }
         }
         tx.commit().await?;
-        let place: HashMap<u32, usize> = records
-            .iter()
-            .enumerate()
-            .filter(|(_, record)| record.withheld.is_none())
-            .map(|(place, record)| (self.printed(record.user_no), place))
-            .collect();
         if self.view != View::UserNo {
-            for (user, &place) in &place {
+            for (user, &place) in printed.iter().zip(&places) {
                 let found = external_ids.remove(user).ok_or_else(|| {
                     Error::internal(format!("user {user} is live but not in the directory"))
                 })?;
-                records[place].external_id = found.unwrap_or_default();
+                if let Some(record) = records.get_mut(place) {
+                    record.external_id = found.unwrap_or_default();
+                }
             }
         }
-        for (user, identifier) in others {
-            let record = &mut records[place[&user]];
+        for (nth, identifier) in others {
+            let record = &mut records[places[nth]];
             match identifier.kind {
                 IdentifierKind::Alias => record.aliases.push((identifier.label, identifier.id)),
                 IdentifierKind::DeviceId => record.device_ids.push(identifier.id),
                 IdentifierKind::ExternalId => {}
             }
         }
-        let merged = records
-            .iter()
-            .filter(|record| record.withheld == Some(Withheld::Merged));
-        self.silent.extend(merged.map(|record| record.user_no));
+        records.iter().for_each(|record| self.past.made(record));
         Ok(records)
     }
 
@@ -209,13 +262,51 @@ mod tests {
     const ERASED: Fate = Fate::Withheld(Withheld::Erased);
     const MERGED: Fate = Fate::Withheld(Withheld::Merged);
 
-    fn of(pinned: &[u32], tombstones: &Tombstones, silent: &[u32]) -> Vec<(u32, Fate)> {
-        let set = |users: &[u32]| users.iter().copied().collect::<UserSet>();
-        let mut fates: Vec<_> = fates(&set(pinned), tombstones, &set(silent))
-            .into_iter()
-            .collect();
+    fn of(pinned: &[u32], tombstones: &Tombstones, withheld: &[u32]) -> Vec<(u32, Fate)> {
+        after(withheld.last().copied(), pinned, tombstones, withheld)
+    }
+
+    fn after(
+        last: Option<u32>,
+        pinned: &[u32],
+        tombstones: &Tombstones,
+        withheld: &[u32],
+    ) -> Vec<(u32, Fate)> {
+        let past = Past {
+            last,
+            withheld: withheld.iter().copied().collect(),
+            passed: 0..0,
+        };
+        let fates = fates(&pinned.iter().copied().collect(), tombstones, &past);
+        let mut fates: Vec<_> = fates.into_iter().collect();
         fates.sort_unstable_by_key(|(user, _)| *user);
         fates
+    }
+
+    #[test]
+    fn who_came_out_before_a_merge_does_not_come_out_as_the_survivor_again() {
+        let mut tombstones = Tombstones::default();
+        tombstones.merge(1, 3);
+        tombstones.merge(2, 3);
+        assert_eq!(
+            after(Some(1), &[1, 2, 3], &tombstones, &[]),
+            [(1, MERGED), (2, MERGED), (3, MERGED)]
+        );
+        // The survivor came out: nothing is taken back.
+        assert_eq!(
+            after(Some(3), &[1, 2, 3, 4], &tombstones, &[]),
+            [(1, MERGED), (2, MERGED)]
+        );
+        tombstones.merge(3, 90);
+        assert_eq!(
+            after(Some(1), &[1, 2, 3], &tombstones, &[]),
+            [(1, MERGED), (2, MERGED), (3, MERGED)]
+        );
+        tombstones.delete(90);
+        assert_eq!(
+            after(Some(1), &[1, 2, 3], &tombstones, &[]),
+            [(1, ERASED), (2, ERASED), (3, ERASED)]
+        );
     }
 
     #[test]

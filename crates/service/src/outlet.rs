@@ -1,4 +1,4 @@
-//! Answers that are a stream: made ahead by at most two messages, and cut when the server shuts
+//! Answers that are a stream: made ahead by at most one message, and cut when the server shuts
 //! down, the caller's credential is no longer accepted, or the client lets the stream rest.
 //!
 //! A client that does not read must cost nothing for long. So a stream that is cut lets go of the
@@ -23,8 +23,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::Caller;
 
-/// Messages made before the client has taken them: one on its way, one in the making.
-const AHEAD: usize = 2;
+/// Messages made, or in the making, before the client has taken the one on its way.
+const AHEAD: usize = 1;
 
 /// How often the caller's credential is looked at: an open stream ends within a second of its
 /// revocation.
@@ -55,18 +55,29 @@ pub struct Outlet<T> {
 }
 
 impl<T> Outlet<T> {
-    /// Sends a message, waiting while the client is slow. Holds no connection meanwhile, so neither
-    /// must the caller.
+    /// Waits, while the client is slow, until a message may be made. Holds no connection meanwhile,
+    /// so neither must the caller.
     ///
     /// # Errors
     /// `ABORTED` (`STREAM_IDLE`) if the client reads nothing for too long.
-    pub async fn send(&self, message: T) -> Result<()> {
-        let sent = self.wait(self.sender.send(message)).await;
-        if sent.is_err() {
+    pub async fn room(&self) -> Result<Room<'_, T>> {
+        let waited = self.wait(self.sender.reserve()).await;
+        if waited.is_err() {
             forget(&self.queue);
         }
         // A client that is gone ends the whole production; see `stream`.
-        sent.map(|_| ())
+        waited?
+            .map(Room)
+            .map_err(|_| Error::new(Kind::Unavailable, "STREAM_BROKEN", "the client went away"))
+    }
+
+    /// Sends a message that is small, or made already, waiting as [`room`](Self::room) does.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn send(&self, message: T) -> Result<()> {
+        self.room().await?.send(message);
+        Ok(())
     }
 
     /// Waits for something that the client is to do.
@@ -82,6 +93,17 @@ impl<T> Outlet<T> {
             );
             Error::new(Kind::Aborted, "STREAM_IDLE", message)
         })
+    }
+}
+
+/// Room for one message.
+#[derive(Debug)]
+pub struct Room<'a, T>(mpsc::Permit<'a, T>);
+
+impl<T> Room<'_, T> {
+    /// Sends it.
+    pub fn send(self, message: T) {
+        self.0.send(message);
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use futures::TryStreamExt as _;
+
 use muster_domain::{
     error::Error,
     identifier::{Identifier, IdentifierKind},
@@ -81,7 +83,9 @@ pub async fn external_ids(
         .collect()
 }
 
-/// The aliases and devices of these users, by user, kind, label and id.
+/// The aliases and devices of the first ones of these users, in the order of the list, each with
+/// the place of its user in it; then how many users these are: as many as `max_bytes` of identifiers
+/// allow, at least one. So memory is bounded, however many identifiers users have.
 ///
 /// # Errors
 /// If the database fails.
@@ -89,28 +93,42 @@ pub async fn aliases_and_devices(
     conn: &mut PgConnection,
     workspace: WorkspaceId,
     users: &[u32],
-) -> Result<Vec<(u32, Identifier)>> {
-    let rows = sqlx::query!(
-        "SELECT user_no, kind, label, id FROM user_identifier
-         WHERE workspace_id = $1 AND user_no = ANY($2) AND kind IN (2, 3)
-         ORDER BY user_no, kind, label, id",
+    max_bytes: usize,
+) -> Result<(Vec<(usize, Identifier)>, usize)> {
+    let mut found: Vec<(usize, Identifier)> = Vec::new();
+    let mut bytes = 0;
+    // A join, so that each user is looked up in the index by user: given the list as a condition, a
+    // planner without statistics, as after the first load of a directory, reads all identifiers of
+    // the two kinds, and compares each with each of the list.
+    let users_sql = to_sql(users);
+    let mut rows = sqlx::query!(
+        r#"SELECT wanted.place AS "place!", i.kind, i.label, i.id
+           FROM unnest($2::bigint[]) WITH ORDINALITY AS wanted (user_no, place)
+           JOIN user_identifier i ON i.workspace_id = $1 AND i.user_no = wanted.user_no
+           WHERE i.kind IN (2, 3)
+           ORDER BY wanted.place, i.kind, i.label, i.id"#,
         workspace.0,
-        &to_sql(users),
+        &users_sql,
     )
-    .fetch_all(conn)
-    .await?;
-    rows.into_iter()
-        .map(|row| {
-            let kind = u8::try_from(row.kind).ok();
-            let kind = kind.and_then(IdentifierKind::from_code);
-            let identifier = Identifier {
-                kind: kind.ok_or_else(|| Error::internal("unknown kind of identifier"))?,
-                label: row.label,
-                id: row.id,
-            };
-            Ok((from_sql(row.user_no)?, identifier))
-        })
-        .collect()
+    .fetch(conn);
+    while let Some(row) = rows.try_next().await? {
+        let place = usize::try_from(row.place - 1).map_err(Error::internal)?;
+        bytes += row.label.len() + row.id.len();
+        if bytes > max_bytes && found.first().is_some_and(|(first, _)| *first < place) {
+            // Not a part of this user: the next call begins with it.
+            found.retain(|(of, _)| *of < place);
+            return Ok((found, place));
+        }
+        let kind = u8::try_from(row.kind).ok();
+        let kind = kind.and_then(IdentifierKind::from_code);
+        let identifier = Identifier {
+            kind: kind.ok_or_else(|| Error::internal("unknown kind of identifier"))?,
+            label: row.label,
+            id: row.id,
+        };
+        found.push((place, identifier));
+    }
+    Ok((found, users.len()))
 }
 
 fn to_sql(users: &[u32]) -> Vec<i64> {

@@ -1,11 +1,14 @@
 //! The cases, by what breaks.
 
+mod audiences;
 mod batches;
 mod commit;
 mod concurrency;
 mod database;
 mod frozen;
 mod pool;
+mod shutdown;
+mod slow;
 mod streams;
 mod up;
 mod upgrade;
@@ -80,9 +83,29 @@ pub(crate) const ALL: &[Case] = &[
         run: |plan| Box::pin(concurrency::rest_meets_replacement(plan)),
     },
     Case {
+        name: "segment-server-killed",
+        alone: false,
+        run: |plan| Box::pin(audiences::segment_server_killed(plan)),
+    },
+    Case {
+        name: "audience-while-all-changes",
+        alone: false,
+        run: |plan| Box::pin(audiences::audience_while_all_changes(plan)),
+    },
+    Case {
+        name: "slow-peers",
+        alone: true,
+        run: |plan| Box::pin(slow::slow_peers(plan)),
+    },
+    Case {
         name: "connections-exhausted",
         alone: false,
         run: |plan| Box::pin(pool::connections_exhausted(plan)),
+    },
+    Case {
+        name: "sigterm-under-load",
+        alone: false,
+        run: |plan| Box::pin(shutdown::sigterm_under_load(plan)),
     },
     Case {
         name: "all-in-one-killed",

@@ -103,6 +103,16 @@ pub(crate) struct ServingArgs {
         hide_env_values = true
     )]
     grace: std::time::Duration,
+    /// How long a client may leave an open stream unread, or say nothing on it; at least 1s
+    #[arg(
+        long,
+        env = "MUSTER_STREAM_IDLE",
+        value_name = "DURATION",
+        default_value = "2m",
+        value_parser = crate::when::positive_duration,
+        hide_env_values = true
+    )]
+    stream_idle: std::time::Duration,
     /// Serve gRPC reflection
     #[arg(long, env = "MUSTER_REFLECTION", hide_env_values = true)]
     reflection: bool,
@@ -123,9 +133,11 @@ impl ServingArgs {
             ingest: muster_ingest::Settings {
                 import_expiry: self.import_expiry,
                 history_retention: self.history_retention,
+                idle_timeout: self.stream_idle,
                 ..defaults.ingest
             },
             resolution_retention: self.resolution_retention,
+            stream_idle: self.stream_idle,
             grace: self.grace,
             bridge_upstream: None,
         }
