@@ -38,8 +38,6 @@ pub struct Settings {
     pub idle_timeout: Duration,
     /// How long an import waits for another one that is publishing into the same cohort.
     pub cohort_wait: Duration,
-    /// How often an idle stream checks that its credential is still accepted.
-    pub credential_check: Duration,
 }
 
 impl Default for Settings {
@@ -51,7 +49,6 @@ impl Default for Settings {
             history_retention: 400 * DAY,
             idle_timeout: Duration::from_secs(120),
             cohort_wait: Duration::from_secs(5),
-            credential_check: Duration::from_millis(500),
         }
     }
 }

@@ -21,14 +21,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::Caller;
+use crate::{Admission, Caller};
 
 /// Messages made before the client has taken them: one on its way, one in the making.
 const AHEAD: usize = 2;
-
-/// How often the caller's credential is looked at: an open stream ends within a second of its
-/// revocation.
-const CREDENTIAL_CHECK: Duration = Duration::from_millis(500);
 
 /// What ends a stream before it is complete.
 #[derive(Debug)]
@@ -50,23 +46,30 @@ pub struct Limits {
 pub struct Outlet<T> {
     sender: mpsc::Sender<T>,
     queue: Weak<Queue<T>>,
+    admission: Arc<Admission>,
     idle_timeout: Duration,
     remedy: &'static str,
 }
 
 impl<T> Outlet<T> {
-    /// Sends a message, waiting while the client is slow. Holds no connection meanwhile, so neither
-    /// must the caller.
+    /// Sends a message, waiting while the client is slow, or while it is unknown whether the caller
+    /// is still admitted. Holds no connection meanwhile, so neither must the caller.
     ///
     /// # Errors
-    /// `ABORTED` (`STREAM_IDLE`) if the client reads nothing for too long.
+    /// `ABORTED` (`STREAM_IDLE`) if the client reads nothing for too long; those of
+    /// [`Admission::ended`].
     pub async fn send(&self, message: T) -> Result<()> {
-        let sent = self.wait(self.sender.send(message)).await;
+        let sent = async {
+            self.admission.confirmed().await?;
+            // A client that is gone ends the whole production; see `stream`.
+            let _ = self.wait(self.sender.send(message)).await?;
+            Ok(())
+        };
+        let sent = sent.await;
         if sent.is_err() {
             forget(&self.queue);
         }
-        // A client that is gone ends the whole production; see `stream`.
-        sent.map(|_| ())
+        sent
     }
 
     /// Waits for something that the client is to do.
@@ -125,9 +128,11 @@ where
     let (tell_end, end) = oneshot::channel();
     let queue = Arc::new(Mutex::new(receiver));
     let made = Arc::downgrade(&queue);
+    let admission = Arc::new(Admission::watch(limits.store, limits.caller));
     let production = produce(Outlet {
         sender: sender.clone(),
         queue: Weak::clone(&made),
+        admission: Arc::clone(&admission),
         idle_timeout: limits.idle_timeout,
         remedy: limits.remedy,
     });
@@ -135,7 +140,7 @@ where
         let cut = tokio::select! {
             biased;
             () = sender.closed() => return,
-            cut = limits.met() => cut,
+            cut = met(&limits.shutdown, &admission, limits.remedy) => cut,
             end = production => {
                 if let Err(error) = end {
                     // If nobody listens any more there is nobody to tell.
@@ -162,25 +167,15 @@ fn forget<T>(queue: &Weak<Queue<T>>) {
     }
 }
 
-impl Limits {
-    /// Why the stream may not go on, once that is so.
-    async fn met(&self) -> Error {
-        let refused = async {
-            loop {
-                tokio::time::sleep(CREDENTIAL_CHECK).await;
-                if let Err(error) = self.caller.check_active(&self.store).await {
-                    return error;
-                }
-            }
-        };
-        tokio::select! {
-            biased;
-            () = self.shutdown.cancelled() => {
-                let message = format!("the server is shutting down; {}", self.remedy);
-                Error::new(Kind::Unavailable, "SHUTTING_DOWN", message)
-                    .retry_after(Duration::from_secs(1))
-            }
-            error = refused => error,
+/// Why the stream may not go on, once that is so.
+async fn met(shutdown: &CancellationToken, admission: &Admission, remedy: &str) -> Error {
+    tokio::select! {
+        biased;
+        () = shutdown.cancelled() => {
+            let message = format!("the server is shutting down; {remedy}");
+            Error::new(Kind::Unavailable, "SHUTTING_DOWN", message)
+                .retry_after(Duration::from_secs(1))
         }
+        error = admission.ended() => error,
     }
 }
