@@ -1,11 +1,18 @@
 //! The cases, by what breaks.
 
+mod revocation;
 mod streams;
 
 use crate::suite::Case;
 
 /// Every case, in the order they run.
-pub(crate) const ALL: &[Case] = &[Case {
-    name: "ingest-server-killed",
-    run: |plan| Box::pin(streams::ingest_server_killed(plan)),
-}];
+pub(crate) const ALL: &[Case] = &[
+    Case {
+        name: "ingest-server-killed",
+        run: |plan| Box::pin(streams::ingest_server_killed(plan)),
+    },
+    Case {
+        name: "credential-revoked",
+        run: |plan| Box::pin(revocation::credential_revoked(plan)),
+    },
+];
