@@ -12,6 +12,7 @@
 pub mod audience;
 pub mod audit;
 pub mod cohorts;
+pub mod contents;
 pub mod credentials;
 pub mod directory;
 pub mod imports;
