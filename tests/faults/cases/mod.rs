@@ -1,5 +1,6 @@
 //! The cases, by what breaks.
 
+mod backup;
 mod revocation;
 mod streams;
 
@@ -10,6 +11,10 @@ pub(crate) const ALL: &[Case] = &[
     Case {
         name: "ingest-server-killed",
         run: |plan| Box::pin(streams::ingest_server_killed(plan)),
+    },
+    Case {
+        name: "backup-in-mid-import",
+        run: |plan| Box::pin(backup::backup_in_mid_import(plan)),
     },
     Case {
         name: "credential-revoked",
