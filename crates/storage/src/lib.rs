@@ -11,6 +11,7 @@
 
 pub mod audience;
 pub mod audit;
+mod clean_up;
 pub mod cohorts;
 pub mod contents;
 pub mod credentials;

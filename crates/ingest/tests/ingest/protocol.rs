@@ -420,11 +420,25 @@ async fn an_abandoned_import_expires_and_is_cleaned_up() {
     muster.seed_users(10).await;
     let mut upload = Upload::open(&muster.partner, delta("i-1")).await;
     upload.batch(vec![add(&["u-0", "zz"])]).await.unwrap();
-    assert_eq!(muster.store.expire_imports().await.unwrap(), 0);
+    assert_eq!(
+        muster
+            .store
+            .expire_imports(muster_storage::Timestamp::now_utc())
+            .await
+            .unwrap(),
+        0
+    );
     muster
         .sql("UPDATE cohort_import SET expires_at = now() - interval '1 s'")
         .await;
-    assert_eq!(muster.store.expire_imports().await.unwrap(), 1);
+    assert_eq!(
+        muster
+            .store
+            .expire_imports(muster_storage::Timestamp::now_utc())
+            .await
+            .unwrap(),
+        1
+    );
     assert_refused(
         upload.batch(vec![add(&["u-1"])]).await,
         Code::FailedPrecondition,
