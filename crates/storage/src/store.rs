@@ -105,7 +105,8 @@ impl Store {
     /// # Errors
     /// `UNAVAILABLE` if no connection is free in time.
     pub async fn begin(&self, name: &'static str) -> Result<Tx> {
-        Ok(Tx::new(name, self.pool.begin().await?))
+        let pool = self.pool.clone();
+        begun(name, async move { pool.begin().await }).await
     }
 
     /// Begins a read-only transaction in which every statement sees one and the same snapshot.
@@ -114,7 +115,8 @@ impl Store {
     /// `UNAVAILABLE` if no connection is free in time.
     pub async fn snapshot(&self, name: &'static str) -> Result<Tx> {
         let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
-        Ok(Tx::new(name, self.pool.begin_with(begin).await?))
+        let pool = self.pool.clone();
+        begun(name, async move { pool.begin_with(begin).await }).await
     }
 
     /// What this process knows of the directories of its workspaces.
@@ -125,6 +127,21 @@ impl Store {
     /// Closes all connections, waiting for those in use.
     pub async fn close(&self) {
         tokio::join!(self.pool.close(), self.credentials.close());
+    }
+}
+
+/// Begins a transaction to the end even if nobody waits for it any more.
+///
+/// sqlx rolls back what is dropped once it has begun. A `BEGIN` that is dropped on its way to the
+/// database it forgets: the connection would go back to the pool inside an open transaction, and
+/// whatever used it next would read an old snapshot, or write what is never committed.
+async fn begun(
+    name: &'static str,
+    begin: impl Future<Output = sqlx::Result<sqlx::Transaction<'static, Postgres>>> + Send + 'static,
+) -> Result<Tx> {
+    match tokio::spawn(begin).await {
+        Ok(begun) => Ok(Tx::new(name, begun?)),
+        Err(error) => Err(muster_domain::error::Error::internal(error).into()),
     }
 }
 
