@@ -6,53 +6,75 @@
 //! cleaned up for a while, in which it can be put right.
 
 use sqlx::PgConnection;
+use time::Duration;
 
 use crate::{Result, Store, Timestamp};
+
+/// Two passes are usually less than this apart.
+const USUAL: Duration = Duration::minutes(10);
+
+/// The longest pause after a jump; shorter jumps pause for a tenth of their length.
+const LONGEST_PAUSE: Duration = Duration::hours(24);
 
 impl Store {
     /// The time by which a pass of a clean-up goes; `None` if nothing may be cleaned up now.
     ///
-    /// If the clock was put back, times that lie ahead of it now are set to it: they were written
-    /// while it was wrong, and what they keep would never expire.
+    /// If the clock had jumped ahead and is put back to where it was, times that lie ahead of it are
+    /// set to it: they were written meanwhile, and what they keep would never expire.
     ///
     /// # Errors
     /// If the database fails.
     pub async fn clean_up_time(&self) -> Result<Option<Timestamp>> {
         let mut tx = self.begin("clean_up_time").await?;
-        let last = sqlx::query_scalar!("SELECT seen_at FROM clean_up FOR NO KEY UPDATE")
-            .fetch_optional(&mut *tx)
-            .await?;
-        let pass = sqlx::query!(
-            r#"INSERT INTO clean_up AS c (seen_at) VALUES (clock_timestamp())
-               ON CONFLICT (singleton) DO UPDATE
-               SET seen_at = excluded.seen_at,
-                   paused_until = CASE
-                       WHEN greatest(excluded.seen_at - c.seen_at, c.seen_at - excluded.seen_at)
-                            > interval '10 minutes'
-                       THEN excluded.seen_at + least(
-                           greatest(excluded.seen_at - c.seen_at, c.seen_at - excluded.seen_at) / 10,
-                           interval '24 hours'
-                       )
-                       ELSE c.paused_until
-                   END
-               RETURNING seen_at, paused_until,
-                         coalesce(paused_until > seen_at, false) AS "paused!""#
+        let last = sqlx::query!(
+            "SELECT seen_at, paused_until, jumped_from FROM clean_up FOR NO KEY UPDATE"
         )
-        .fetch_one(&mut *tx)
+        .fetch_optional(&mut *tx)
         .await?;
-        let gap = last.map_or(time::Duration::ZERO, |last| pass.seen_at - last);
-        if gap.abs() > time::Duration::minutes(10) {
+        let now = sqlx::query_scalar!(r#"SELECT clock_timestamp() AS "now!""#)
+            .fetch_one(&mut *tx)
+            .await?;
+        let gap: Duration = match &last {
+            Some(last) => now - last.seen_at,
+            None => Duration::ZERO,
+        };
+        let mut paused_until = last.as_ref().and_then(|last| last.paused_until);
+        let mut jumped_from = last.as_ref().and_then(|last| last.jumped_from);
+        if gap.abs() > USUAL {
+            let tenth: Duration = gap.abs() / 10_i32;
+            let until = now.saturating_add(tenth.min(LONGEST_PAUSE));
+            paused_until = Some(until);
             tracing::warn!(
                 gap_seconds = gap.whole_seconds(),
-                paused_until = pass.paused_until.map(tracing::field::display),
+                paused_until = %until,
                 "the clock of the database jumped, or nothing ran for so long: clean-ups pause"
             );
         }
-        if gap < -time::Duration::minutes(10) {
-            put_back(&mut tx).await?;
+        let paused = paused_until.is_some_and(|until| until > now);
+        if gap > USUAL {
+            jumped_from = jumped_from.or(last.map(|last| last.seen_at));
+        } else if gap < -USUAL {
+            // Anything earlier is not where it was: then it may be wrong only now.
+            if jumped_from.is_some_and(|from| now > from.saturating_sub(USUAL)) {
+                put_back(&mut tx).await?;
+                jumped_from = None;
+            }
+        } else if !paused {
+            jumped_from = None;
         }
+        sqlx::query!(
+            "INSERT INTO clean_up (seen_at, paused_until, jumped_from) VALUES ($1, $2, $3)
+             ON CONFLICT (singleton) DO UPDATE
+             SET seen_at = excluded.seen_at, paused_until = excluded.paused_until,
+                 jumped_from = excluded.jumped_from",
+            now,
+            paused_until,
+            jumped_from,
+        )
+        .execute(&mut *tx)
+        .await?;
         tx.commit().await?;
-        Ok((!pass.paused).then_some(pass.seen_at))
+        Ok((!paused).then_some(now))
     }
 }
 

@@ -55,10 +55,10 @@ async fn clean_ups_pause_when_the_clock_of_the_database_has_jumped() {
     execute(&mut sql, "UPDATE clean_up SET paused_until = now()").await;
     assert!(time().await.is_some());
 
-    // Put back: what was written meanwhile lies ahead.
+    // Ahead for a while, then put back: what was written meanwhile lies ahead.
     execute(
         &mut sql,
-        "UPDATE clean_up SET seen_at = now() + interval '10 years';
+        "UPDATE clean_up SET seen_at = now() + interval '10 years', jumped_from = now() - interval '1 minute';
          INSERT INTO request_log (workspace_id, actor, method, request_id, fingerprint, response, created_at)
          VALUES (0, 'a', 'm', 'r', '', '', now() + interval '10 years')",
     )
@@ -66,4 +66,14 @@ async fn clean_ups_pause_when_the_clock_of_the_database_has_jumped() {
     assert!(time().await.is_none());
     let ahead = "SELECT count(*) FROM request_log WHERE created_at > now()";
     assert_eq!(number(&mut sql, ahead).await, 0);
+
+    // Wrong only now, years behind: what was written before is left alone.
+    execute(
+        &mut sql,
+        "UPDATE clean_up SET seen_at = now() + interval '10 years', jumped_from = NULL;
+         UPDATE request_log SET created_at = now() + interval '10 years'",
+    )
+    .await;
+    assert!(time().await.is_none());
+    assert_eq!(number(&mut sql, ahead).await, 1);
 }
