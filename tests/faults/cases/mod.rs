@@ -1,6 +1,7 @@
 //! The cases, by what breaks.
 
 mod backup;
+mod clock;
 mod revocation;
 mod streams;
 
@@ -15,6 +16,10 @@ pub(crate) const ALL: &[Case] = &[
     Case {
         name: "backup-in-mid-import",
         run: |plan| Box::pin(backup::backup_in_mid_import(plan)),
+    },
+    Case {
+        name: "clock-jumps",
+        run: |plan| Box::pin(clock::clock_jumps(plan)),
     },
     Case {
         name: "credential-revoked",
