@@ -11,8 +11,8 @@ use std::{
 };
 
 use muster_client::{
-    Connection,
-    upload::{Outcome, Progress, Retry, Upload, UploadError},
+    Connection, Retry,
+    upload::{Outcome, Progress, Upload, UploadError},
 };
 use muster_domain::{
     import::{Mode, Outcomes, Summary},

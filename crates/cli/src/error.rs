@@ -1,10 +1,10 @@
 //! What goes wrong, how it is told, and the exit code it ends with.
 
-use std::{error::Error as _, io, process::ExitCode};
+use std::{io, process::ExitCode};
 
+use muster_client::Refusal;
 use serde_json::{Value, json};
-use tonic::{Code, Status};
-use tonic_types::StatusExt;
+use tonic::Code;
 
 use crate::{
     endpoints::EndpointsError,
@@ -15,10 +15,10 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CliError {
     /// The server refused, or could not be reached.
-    #[error("{}", status.message())]
-    Rpc {
+    #[error("{}", refusal.message)]
+    Refused {
         /// What it said.
-        status: Box<Status>,
+        refusal: Box<Refusal>,
         /// Whom was asked.
         endpoint: String,
     },
@@ -88,32 +88,27 @@ impl CliError {
     }
 
     fn text(&self) -> String {
-        let Self::Rpc { status, endpoint } = self else {
+        let Self::Refused { refusal, endpoint } = self else {
             return format!("error: {self}");
         };
-        let details = status.get_error_details();
-        let mut text = format!("error: {}", rpc_message(status, endpoint));
-        if let Some(info) = details.error_info().filter(|info| !info.reason.is_empty()) {
-            text.push_str(&format!(" ({})", info.reason));
+        let mut text = format!("error: {}", refusal_message(refusal, endpoint));
+        if !refusal.reason.is_empty() {
+            text.push_str(&format!(" ({})", refusal.reason));
         }
-        for violation in details
-            .bad_request()
-            .iter()
-            .flat_map(|b| &b.field_violations)
-        {
+        for violation in &refusal.fields {
             let line = format!("{}: {}", violation.field, violation.description);
             // With a single wrong field the message says it all.
-            if line != status.message() {
+            if line != refusal.message {
                 text.push_str(&format!("\n  {line}"));
             }
         }
-        if let Some(delay) = details.retry_info().and_then(|info| info.retry_delay) {
+        if let Some(delay) = refusal.retry_after {
             text.push_str(&format!("\n  try again in {:.1} s", delay.as_secs_f64()));
         }
-        if let Some(info) = details.request_info().filter(|i| !i.request_id.is_empty()) {
-            text.push_str(&format!("\n  request id: {}", info.request_id));
+        if !refusal.request_id.is_empty() {
+            text.push_str(&format!("\n  request id: {}", refusal.request_id));
         }
-        if let Some(hint) = hint(status.code()) {
+        if let Some(hint) = hint(refusal.code) {
             text.push_str(&format!("\n  {hint}"));
         }
         text
@@ -121,9 +116,9 @@ impl CliError {
 
     fn json(&self) -> Value {
         let (code, message) = match self {
-            Self::Rpc { status, endpoint } => (
-                json::snake_case(&format!("{:?}", status.code())),
-                rpc_message(status, endpoint),
+            Self::Refused { refusal, endpoint } => (
+                json::snake_case(&format!("{:?}", refusal.code)),
+                refusal_message(refusal, endpoint),
             ),
             Self::Usage(_) => ("usage".to_owned(), self.to_string()),
             Self::Endpoints(EndpointsError::NotRunning(_)) => {
@@ -132,51 +127,31 @@ impl CliError {
             _ => ("failed".to_owned(), self.to_string()),
         };
         let mut object = json!({ "code": code, "reason": null, "message": message, "fields": [] });
-        if let Self::Rpc { status, .. } = self {
-            let details = status.get_error_details();
-            if let Some(info) = details.error_info() {
-                object["reason"] = json!(info.reason);
-                object["metadata"] = json!(info.metadata);
+        if let Self::Refused { refusal, .. } = self {
+            if !refusal.reason.is_empty() {
+                object["reason"] = json!(refusal.reason);
+                object["metadata"] = json!(refusal.metadata);
             }
-            if let Some(request) = details.bad_request() {
-                let fields = request.field_violations.iter();
-                object["fields"] = fields
-                    .map(|v| json!({ "field": v.field, "description": v.description }))
-                    .collect();
-            }
-            if let Some(delay) = details.retry_info().and_then(|info| info.retry_delay) {
+            let fields = refusal.fields.iter();
+            object["fields"] = fields
+                .map(|v| json!({ "field": v.field, "description": v.description }))
+                .collect();
+            if let Some(delay) = refusal.retry_after {
                 object["retry_after_seconds"] = json!(delay.as_secs_f64());
             }
-            if let Some(info) = details.request_info() {
-                object["request_id"] = json!(info.request_id);
+            if !refusal.request_id.is_empty() {
+                object["request_id"] = json!(refusal.request_id);
             }
         }
         object
     }
 }
 
-/// The message of a status; where the call never reached a server, why.
-fn rpc_message(status: &Status, endpoint: &str) -> String {
-    if !is_transport(status) {
-        return match status.message() {
-            "" => format!("the server answered {}", status.code().description()),
-            message => message.to_owned(),
-        };
+fn refusal_message(refusal: &Refusal, endpoint: &str) -> String {
+    match refusal.connection_lost {
+        true => format!("no connection to {endpoint}: {}", refusal.message),
+        false => refusal.message.clone(),
     }
-    // The outer layers only say "transport error"; the innermost says what the system said.
-    let mut cause = status.source();
-    let mut innermost = status.message().to_owned();
-    while let Some(error) = cause {
-        innermost = error.to_string();
-        cause = error.source();
-    }
-    format!("no connection to {endpoint}: {innermost}")
-}
-
-/// Whether the call broke on the way, as opposed to being answered: a status that a server sent has
-/// no source.
-pub(crate) fn is_transport(status: &Status) -> bool {
-    status.source().is_some()
 }
 
 fn hint(code: Code) -> Option<&'static str> {
@@ -199,17 +174,15 @@ pub(crate) fn required<T>(field: Option<T>) -> Result<T> {
 
 #[cfg(test)]
 mod tests {
-    use tonic_types::ErrorDetails;
+    use tonic::Status;
+    use tonic_types::{ErrorDetails, StatusExt as _};
 
     use super::*;
 
     fn refused(message: &str, details: ErrorDetails) -> CliError {
-        CliError::Rpc {
-            status: Box::new(Status::with_error_details(
-                Code::InvalidArgument,
-                message,
-                details,
-            )),
+        let status = Status::with_error_details(Code::InvalidArgument, message, details);
+        CliError::Refused {
+            refusal: Box::new(status.into()),
             endpoint: "http://h:1".to_owned(),
         }
     }

@@ -2,14 +2,13 @@
 
 use std::time::Duration;
 
-use muster_client::{Connection, Credential};
+use muster_client::{Connection, Credential, Refusal};
 use tonic::{Code, Response, Status};
-use tonic_types::StatusExt;
 use uuid::Uuid;
 
 use crate::{
     endpoints::Endpoints,
-    error::{CliError, Result, is_transport},
+    error::{CliError, Result},
     global::Global,
     output::Output,
 };
@@ -91,24 +90,24 @@ impl Session {
     ) -> Result<T> {
         let mut waits = RETRY_WAITS.into_iter();
         loop {
-            let status = match attempt().await {
+            let refusal: Refusal = match attempt().await {
                 Ok(response) => return Ok(response.into_inner()),
-                Err(status) => status,
+                Err(status) => status.into(),
             };
             match waits.next() {
-                Some(wait) if status.code() == Code::Unavailable || is_transport(&status) => {
-                    let asked = status.get_details_retry_info().and_then(|i| i.retry_delay);
-                    tokio::time::sleep(asked.unwrap_or(wait).min(MAX_RETRY_WAIT)).await;
+                Some(wait) if refusal.code == Code::Unavailable || refusal.connection_lost => {
+                    let wait = refusal.retry_after.unwrap_or(wait);
+                    tokio::time::sleep(wait.min(MAX_RETRY_WAIT)).await;
                 }
-                _ => return Err(self.refused(status)),
+                _ => return Err(self.refused(refusal)),
             }
         }
     }
 
-    /// The error that a status means to the user.
-    pub(crate) fn refused(&self, status: Status) -> CliError {
-        CliError::Rpc {
-            status: Box::new(status),
+    /// The error that a refusal means to the user.
+    pub(crate) fn refused(&self, refusal: impl Into<Refusal>) -> CliError {
+        CliError::Refused {
+            refusal: Box::new(refusal.into()),
             endpoint: self.endpoint.clone(),
         }
     }

@@ -26,6 +26,8 @@ pub struct Refusal {
     pub fields: Vec<FieldViolation>,
     /// Facts to act on, such as `expected_offset`.
     pub metadata: HashMap<String, String>,
+    /// What the operator finds it in the log by; empty if no server of ours spoke.
+    pub request_id: String,
     /// How long the server asks to wait before the next try.
     pub retry_after: Option<Duration>,
     /// Whether the failure arose on this side of the wire: no connection, or one that broke.
@@ -49,6 +51,7 @@ impl Refusal {
             message: message.into(),
             fields: Vec::new(),
             metadata: HashMap::new(),
+            request_id: String::new(),
             retry_after: None,
             connection_lost: false,
         }
@@ -89,13 +92,31 @@ impl From<Status> for Refusal {
         Self {
             code: status.code(),
             reason,
-            message: status.message().to_owned(),
+            message: message(&status),
             fields,
             metadata,
+            request_id: details
+                .request_info()
+                .map_or_else(String::new, |info| info.request_id.clone()),
             retry_after: details.retry_info().and_then(|retry| retry.retry_delay),
             // tonic keeps the cause only of statuses it made itself.
             connection_lost: status.source().is_some(),
         }
+    }
+}
+
+/// What a status says; where the call never reached a server, why: the outer layers only say
+/// "transport error", the innermost says what the system said.
+fn message(status: &Status) -> String {
+    let mut innermost = status.message().to_owned();
+    let mut cause = status.source();
+    while let Some(error) = cause {
+        innermost = error.to_string();
+        cause = error.source();
+    }
+    match innermost.as_str() {
+        "" => format!("the server answered {}", status.code().description()),
+        _ => innermost,
     }
 }
 

@@ -21,13 +21,14 @@ use muster_proto::ingest::v1::{
 use tokio::time::{Instant, timeout, timeout_at};
 use tonic::Code;
 
-use crate::{Connection, Refusal};
+use crate::{Connection, Refusal, Retry};
 
 mod attempt;
 mod batches;
-mod retry;
 
-pub use retry::Retry;
+/// What a client has to do, in any language.
+#[doc = include_str!("../../../docs/import-protocol.md")]
+pub mod protocol {}
 
 use attempt::{Attempt, Failure};
 use batches::{Packer, Total};

@@ -6,7 +6,6 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use futures::future::join_all;
 use muster_domain::import::{Effect, ImportDigest};
 use muster_proto::{
     ingest::v1::{self as ingest, ingest_cohort_request, ingest_cohort_response},
@@ -126,8 +125,8 @@ pub(crate) async fn credential_revoked(mut plan: Plan) -> Tally {
         }
         let mended = Instant::now();
         link.mend(broken);
-        for stream in join_all(open.streams.drain(..)).await {
-            let told = stream.unwrap();
+        for stream in open.streams.drain(..) {
+            let told = stream.await.unwrap();
             if let Some(last) = told.last_ack {
                 let late = last.saturating_duration_since(ended);
                 assert!(

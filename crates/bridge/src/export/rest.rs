@@ -6,7 +6,7 @@ use std::{
 };
 
 use http::StatusCode;
-use muster_client::upload::Retry;
+use muster_client::Retry;
 use muster_domain::{
     identifier::{Identifier, IdentifierKind},
     import::Outcomes,

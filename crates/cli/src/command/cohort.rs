@@ -162,7 +162,7 @@ async fn search(
 pub(crate) async fn find(session: &Session, name: &CohortName) -> Result<pb::Cohort> {
     if let Some(partner) = &name.partner {
         match get(session, partner, &name.cohort).await {
-            Err(CliError::Rpc { status, .. }) if status.code() == Code::NotFound => {}
+            Err(CliError::Refused { refusal, .. }) if refusal.code == Code::NotFound => {}
             other => return other,
         }
     }

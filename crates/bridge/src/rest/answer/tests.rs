@@ -12,6 +12,7 @@ fn refusal(code: Code, reason: &str) -> Refusal {
         message: "what the server says".to_owned(),
         fields: Vec::new(),
         metadata: HashMap::new(),
+        request_id: String::new(),
         retry_after: None,
         connection_lost: false,
     }

@@ -2,12 +2,10 @@
 
 use std::io::Write;
 
+use muster_client::download::is_withheld;
 use muster_proto::segments::v1::{self as pb, diff_resolutions_response::Message};
 
-use super::{
-    receipt::is_withheld,
-    writer::{AudienceWriter, StreamFormat, View},
-};
+use super::writer::{AudienceWriter, StreamFormat, View};
 use crate::{
     error::{CliError, Result},
     output::{self, Noun, grouped, remark},

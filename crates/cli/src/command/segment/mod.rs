@@ -2,7 +2,6 @@
 
 mod check;
 mod diff;
-mod receipt;
 mod resolve;
 mod writer;
 

@@ -2,28 +2,23 @@
 
 use std::time::Duration;
 
+use muster_client::{
+    Retry,
+    download::{Download, DownloadError, Event, Receipt, is_withheld},
+};
 use muster_proto::segments::v1::{self as pb, resolve_segment_request::Audience};
 use serde_json::json;
-use tonic::Code;
 
 use super::{
-    filter_text,
-    receipt::{Receipt, Step, is_withheld},
-    reference,
+    filter_text, reference,
     writer::{AudienceWriter, StreamFormat, View},
 };
 use crate::{
-    error::{CliError, Result, is_transport},
+    error::{CliError, Result},
     output::{self, Noun, grouped, remark},
-    session::{Session, request_id},
+    session::Session,
     when,
 };
-
-/// Attempts in a row that bring nothing new before the command gives up.
-const MAX_FRUITLESS_ATTEMPTS: u32 = 5;
-
-/// Wait before the first further attempt; doubles with each fruitless one.
-const FIRST_WAIT: Duration = Duration::from_millis(200);
 
 /// Stream the users of a segment, a filter or a kept resolution to standard output.
 ///
@@ -95,17 +90,15 @@ fn partition(text: &str) -> Result<pb::Partition, String> {
     parsed.ok_or_else(|| format!("{text:?} is not I/N with I below N and N up to 1024, as in 0/4"))
 }
 
-/// Why a stream stopped.
-enum Stop {
-    /// The end came and matched.
-    Complete,
-    /// It broke; another stream may go on.
-    Broken(CliError),
-    /// Going on is of no use.
-    Final(CliError),
-    /// Standard output took only a part of what came.
-    Unwritten(CliError),
-}
+/// Outlasts a restart of the server, and a reader that takes its time: a kept resolution can be
+/// resumed as long as it is kept.
+const RETRY: Retry = Retry {
+    failures: 10,
+    first_wait: Duration::from_millis(200),
+    longest_wait: Duration::from_secs(5),
+    silence: Duration::from_secs(120),
+    deadline: Duration::from_secs(7 * 24 * 60 * 60),
+};
 
 /// Runs the command.
 pub(super) async fn run(session: &Session, args: ResolveArgs) -> Result<()> {
@@ -114,46 +107,44 @@ pub(super) async fn run(session: &Session, args: ResolveArgs) -> Result<()> {
     } else {
         StreamFormat::Csv
     });
-    let first = first_request(session.workspace()?, &args);
-    let mut receipt = Receipt::new(args.resume.clone());
+    let mut download = Download::new(request(session.workspace()?, &args), RETRY);
     let mut writer = AudienceWriter::new(output::stream(), format, args.view);
     let mut header_is_due = args.resume.is_none();
-    let mut fruitless = 0;
-    let result = loop {
-        let before = receipt.received();
-        let request = next_request(&first, &receipt);
-        match stream(
-            session,
-            request,
-            &mut receipt,
-            &mut writer,
-            &mut header_is_due,
-        )
-        .await
-        {
-            Stop::Complete => break Ok(()),
-            Stop::Final(error) => break Err(error),
-            // Nobody knows where in a batch the output ended, so there is no place to go on from.
-            Stop::Unwritten(error) => return Err(error),
-            Stop::Broken(error) => {
-                fruitless = if receipt.received() > before {
-                    1
-                } else {
-                    fruitless + 1
-                };
-                if fruitless >= MAX_FRUITLESS_ATTEMPTS {
-                    break Err(error);
-                }
-            }
+    let mut sink = |event: Event<'_>| match event {
+        // Not before: an audience that was refused must not look like an empty one.
+        Event::Begun(_) if std::mem::take(&mut header_is_due) => writer.write_header(false),
+        Event::Begun(_) => Ok(()),
+        Event::Users(users) => {
+            let mut targeted = users.iter().filter(|user| !is_withheld(user));
+            targeted.try_for_each(|user| writer.write(None, user))?;
+            // Whoever reads has every user up to the resume token that is kept.
+            writer.flush()
         }
-        tokio::time::sleep(FIRST_WAIT * 2_u32.pow(fruitless - 1)).await;
+        // In JSON, standard error is the summary and nothing else.
+        Event::Retrying { .. } if session.output.is_json() => Ok(()),
+        Event::Retrying { wait, cause } => {
+            remark(&format!(
+                "{cause}; trying again in {:.1} s",
+                wait.as_secs_f64()
+            ));
+            Ok(())
+        }
+    };
+    let result = match download.run(&session.connection, &mut sink).await {
+        Ok(()) => Ok(()),
+        // Nobody knows where in a batch the output ended, so there is no place to go on from.
+        Err(DownloadError::Sink(error)) => return Err(error),
+        Err(DownloadError::Refused(refusal) | DownloadError::GaveUp { last: refusal, .. }) => {
+            Err(session.refused(refusal))
+        }
+        Err(violation) => Err(CliError::Failed(violation.to_string())),
     };
     writer.flush()?;
-    summarize(session, &receipt);
+    summarize(session, download.receipt());
     result
 }
 
-fn first_request(workspace: String, args: &ResolveArgs) -> pb::ResolveSegmentRequest {
+fn request(workspace: String, args: &ResolveArgs) -> pb::ResolveSegmentRequest {
     let segment = args
         .segment
         .as_deref()
@@ -169,83 +160,9 @@ fn first_request(workspace: String, args: &ResolveArgs) -> pb::ResolveSegmentReq
         view: args.view.wire().into(),
         partition: args.partition,
         consistency_token: args.consistency_token.clone(),
-        resume_token: String::new(),
+        resume_token: args.resume.clone().unwrap_or_default(),
         max_cohort_age: args.max_cohort_age.map(when::wire),
-        // Before its header has come a resolution has no name yet; with the same request_id a
-        // further attempt gets the same one.
-        request_id: args.request_id.clone().unwrap_or_else(request_id),
-    }
-}
-
-/// The request that goes on where the streams so far ended.
-fn next_request(first: &pb::ResolveSegmentRequest, receipt: &Receipt) -> pb::ResolveSegmentRequest {
-    let mut request = first.clone();
-    request.resume_token = receipt.resume_token().to_owned();
-    if let Some(resolution) = receipt.resolution() {
-        request.audience = Some(Audience::ResolutionId(resolution.resolution_id.clone()));
-        // These were about evaluating it, which is done.
-        request.consistency_token.clear();
-        request.max_cohort_age = None;
-        request.request_id.clear();
-    }
-    request
-}
-
-/// Copies one stream until it stops.
-async fn stream(
-    session: &Session,
-    request: pb::ResolveSegmentRequest,
-    receipt: &mut Receipt,
-    writer: &mut AudienceWriter<impl std::io::Write>,
-    header_is_due: &mut bool,
-) -> Stop {
-    let stopped = |status: tonic::Status| {
-        let broken = status.code() == Code::Unavailable || is_transport(&status);
-        let error = session.refused(status);
-        if broken {
-            Stop::Broken(error)
-        } else {
-            Stop::Final(error)
-        }
-    };
-    receipt.begin_stream();
-    let mut client = session.connection.segments();
-    let mut messages = match client.resolve_segment(request).await {
-        Ok(response) => response.into_inner(),
-        Err(status) => return stopped(status),
-    };
-    loop {
-        let message = match messages.message().await {
-            Ok(Some(message)) => message,
-            Ok(None) => {
-                let text = "the audience is incomplete: the stream ended without its end marker";
-                return Stop::Broken(CliError::Failed(text.to_owned()));
-            }
-            Err(status) => return stopped(status),
-        };
-        match receipt.accept(message) {
-            Ok(Step::Header) => {
-                // Not before: an audience that was refused must not look like an empty one.
-                if std::mem::take(header_is_due)
-                    && let Err(error) = writer.write_header(false)
-                {
-                    return Stop::Unwritten(error);
-                }
-            }
-            Ok(Step::Users(users)) => {
-                let mut targeted = users.iter().filter(|user| !is_withheld(user));
-                let written = targeted.try_for_each(|user| writer.write(None, user));
-                // Whoever reads has every user up to the resume token that is kept.
-                if let Err(error) = written.and_then(|()| writer.flush()) {
-                    return Stop::Unwritten(error);
-                }
-            }
-            Ok(Step::End) => return Stop::Complete,
-            Err(problem) => {
-                let text = format!("the audience must not be used: {problem}");
-                return Stop::Final(CliError::Failed(text));
-            }
-        }
+        request_id: args.request_id.clone().unwrap_or_default(),
     }
 }
 
@@ -300,44 +217,5 @@ mod tests {
         for bad in ["", "3", "4/4", "0/0", "-1/4", "0/1025", "a/b"] {
             assert!(partition(bad).is_err(), "{bad:?}");
         }
-    }
-
-    #[test]
-    fn a_further_attempt_names_the_resolution_and_where_to_go_on() {
-        let first = pb::ResolveSegmentRequest {
-            audience: Some(Audience::Segment(reference("buyers"))),
-            max_cohort_age: Some(when::wire(Duration::from_secs(1))),
-            consistency_token: "c".to_owned(),
-            request_id: "q".to_owned(),
-            partition: Some(pb::Partition { index: 1, count: 2 }),
-            ..Default::default()
-        };
-        let mut receipt = Receipt::new(None);
-        assert_eq!(next_request(&first, &receipt), first);
-        let header = pb::AudienceHeader {
-            resolution: Some(pb::Resolution {
-                resolution_id: "r".to_owned(),
-                ..Default::default()
-            }),
-            partition_user_count: 1,
-        };
-        let batch = pb::AudienceBatch {
-            users: vec![pb::AudienceMember::default()],
-            resume_token: "t".to_owned(),
-        };
-        use pb::resolve_segment_response::Message;
-        for message in [Message::Header(header), Message::Batch(batch)] {
-            let message = Some(message);
-            receipt
-                .accept(pb::ResolveSegmentResponse { message })
-                .unwrap();
-        }
-        let expected = pb::ResolveSegmentRequest {
-            audience: Some(Audience::ResolutionId("r".to_owned())),
-            resume_token: "t".to_owned(),
-            partition: first.partition,
-            ..Default::default()
-        };
-        assert_eq!(next_request(&first, &receipt), expected);
     }
 }

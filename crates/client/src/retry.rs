@@ -1,11 +1,11 @@
-//! How long and how often an upload tries again.
+//! How long and how often an upload or a download tries again.
 
 use std::time::Duration;
 
-/// Bounds of the tries of an upload.
+/// Bounds of the tries of an upload or a download.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retry {
-    /// Most failures in a row without the server having taken anything in between.
+    /// Most failures in a row without anything having got through in between.
     pub failures: u32,
     /// Upper bound of the first wait; it doubles with each further failure.
     pub first_wait: Duration,
@@ -13,7 +13,7 @@ pub struct Retry {
     pub longest_wait: Duration,
     /// How long the server may stay silent while an answer is due.
     pub silence: Duration,
-    /// How long the whole upload may take, waits included.
+    /// How long the whole may take, waits included.
     pub deadline: Duration,
 }
 
