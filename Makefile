@@ -7,7 +7,7 @@ SHELL := /bin/bash
 # Building needs no database: the SQL is checked against the descriptions in crates/storage/.sqlx.
 export SQLX_OFFLINE := true
 
-.PHONY: help setup build demo test faults lint fmt prepare clean
+.PHONY: help setup setup-test build demo test faults lint fmt prepare clean
 
 help: ## What there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -15,17 +15,20 @@ help: ## What there is to make
 setup: ## Install what is missing: a C compiler, Postgres, curl
 	@scripts/setup
 
+setup-test: setup
+	@scripts/setup test
+
 build: setup ## Build the muster command: target/release/muster
 	cargo build --release --locked --package muster-cli
 
 demo: build ## Show the main job on a made-up shop, from an empty machine to an audience
 	@examples/demo target/release/muster
 
-test: setup lint ## Everything that must hold: formatting, lints, layering, unit, database, end to end
+test: setup-test lint ## Everything that must hold: formatting, lints, layering, unit, database, end to end
 	cargo test --locked --workspace
 
 # make puts ROUNDS, SEED and CASE (parts of names, with commas) into the environment of the suite.
-faults: build ## Break it on purpose: make faults ROUNDS=200 SEED=7 CASE=commit,revoked
+faults: setup-test build ## Break it on purpose: make faults ROUNDS=200 SEED=7 CASE=commit,revoked
 	cargo test --release --locked --package muster-tests --test faults
 
 lint: setup ## Formatting and lints

@@ -147,6 +147,7 @@ impl Call {
                     message: format!("{} {}", answer.status, answer.body),
                     fields: Vec::new(),
                     metadata: Default::default(),
+                    request_id: String::new(),
                     retry_after: Some(Duration::from_secs(answer.number("retry-after"))),
                     connection_lost: false,
                 });

@@ -6,7 +6,7 @@
 //!
 //! A command is a file in `command/` named after its noun: arguments, then one short function a
 //! verb. Commands that need a running Muster get a `Session`; those that do not (`up`, `serve`,
-//! `migrate`) get the global flags. What a noun looks like, in a table and in JSON, is said once, in
+//! `migrate`, `backup`, `restore`) get the global flags. What a noun looks like, in a table and in JSON, is said once, in
 //! `output/nouns.rs`.
 
 use std::{ffi::OsString, process::ExitCode};
@@ -22,6 +22,7 @@ mod global;
 mod identifier;
 mod output;
 mod page;
+mod postgres_tools;
 mod session;
 mod signals;
 mod when;
@@ -153,6 +154,9 @@ mod tests {
             "segment check buyers user_no=7",
             "segment check --filter x alias:newsletter=ann",
             "audit list --since 7d",
+            "backup /backup/muster.dump --force",
+            "backup -",
+            "restore /backup/muster.dump --data-dir /var/lib/muster-new",
         ] {
             let words = ["muster"].into_iter().chain(line.split(' '));
             Cli::try_parse_from(words).unwrap_or_else(|error| panic!("{line}: {error}"));

@@ -38,8 +38,6 @@ pub struct Settings {
     pub idle_timeout: Duration,
     /// How long an import waits for another one that is publishing into the same cohort.
     pub cohort_wait: Duration,
-    /// How often an idle stream checks that its credential is still accepted.
-    pub credential_check: Duration,
 }
 
 impl Default for Settings {
@@ -51,7 +49,6 @@ impl Default for Settings {
             history_retention: 400 * DAY,
             idle_timeout: Duration::from_secs(120),
             cohort_wait: Duration::from_secs(5),
-            credential_check: Duration::from_millis(500),
         }
     }
 }
@@ -96,7 +93,7 @@ pub async fn housekeeping(store: Store, settings: Settings, shutdown: Cancellati
     loop {
         let (what, done) = tokio::select! {
             () = shutdown.cancelled() => return,
-            _ = minutes.tick() => ("abandoned imports expired", store.expire_imports().await),
+            _ = minutes.tick() => ("abandoned imports expired", expire(&store).await),
             _ = hours.tick() => ("forgot what is old", forget(&store, &settings).await),
         };
         match done {
@@ -110,7 +107,20 @@ pub async fn housekeeping(store: Store, settings: Settings, shutdown: Cancellati
     }
 }
 
+async fn expire(store: &Store) -> muster_storage::Result<u64> {
+    match store.clean_up_time().await? {
+        Some(now) => store.expire_imports(now).await,
+        None => Ok(0),
+    }
+}
+
 async fn forget(store: &Store, settings: &Settings) -> muster_storage::Result<u64> {
-    let imports = store.forget_imports(settings.import_retention).await?;
-    Ok(imports + store.forget_history(settings.history_retention).await?)
+    let Some(now) = store.clean_up_time().await? else {
+        return Ok(0);
+    };
+    let imports = store.forget_imports(now, settings.import_retention).await?;
+    Ok(imports
+        + store
+            .forget_history(now, settings.history_retention)
+            .await?)
 }

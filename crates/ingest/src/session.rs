@@ -10,12 +10,9 @@ use muster_domain::{
     error::{Error, Kind, Result},
     import::{ImportDigest, Mode, Summary},
 };
-use muster_service::Caller;
+use muster_service::{Admission, Caller};
 use muster_storage::{Timestamp, WorkspaceId};
-use tokio::{
-    sync::mpsc,
-    time::{Instant, MissedTickBehavior, interval_at, timeout, timeout_at},
-};
+use tokio::{sync::mpsc, time::timeout};
 
 use crate::{Ingest, batch::Changes, gate, open::Entry, publish::Outcome};
 
@@ -102,9 +99,11 @@ pub(crate) async fn run(
 ) {
     /// How long a reader that is behind may take to make room for the last answer.
     const FAREWELL: Duration = Duration::from_secs(1);
+    let admission = Admission::watch(ingest.store.clone(), caller.clone());
     let conversation = Conversation {
         ingest: &ingest,
         caller: &caller,
+        admission: &admission,
         messages: pin!(messages),
         replies: &replies,
     };
@@ -162,7 +161,8 @@ async fn converse<S: Stream<Item = Result<Message>>>(
                 ));
             }
             Some(Message::Batch(batch)) => {
-                let next_offset = ingest.stage(caller, &mut writer, &batch).await?;
+                let staged = ingest.stage(caller, &mut writer, &batch);
+                let next_offset = client.unless_ended(staged).await?;
                 client.send(Reply::Acked { next_offset }).await?;
             }
             Some(Message::Commit(commit)) => {
@@ -178,6 +178,7 @@ async fn converse<S: Stream<Item = Result<Message>>>(
 struct Conversation<'a, S> {
     ingest: &'a Ingest,
     caller: &'a Caller,
+    admission: &'a Admission,
     messages: std::pin::Pin<&'a mut S>,
     replies: &'a Replies,
 }
@@ -192,7 +193,7 @@ impl<S: Stream<Item = Result<Message>>> Conversation<'_, S> {
                 () = replies.closed() => Err(gone()),
             }
         };
-        watched(self.ingest, self.caller, next).await?
+        watched(self.ingest, self.admission, next).await?
     }
 
     /// Works for as long as the client is there; what is not committed by then is rolled back.
@@ -204,27 +205,38 @@ impl<S: Stream<Item = Result<Message>>> Conversation<'_, S> {
         }
     }
 
-    /// Answers, waiting for a slow reader; memory holds a bounded number of answers.
+    /// Answers, waiting for a slow reader; memory holds a bounded number of answers. Nothing is
+    /// acknowledged unless the credential was accepted a moment ago, however long the work took and
+    /// whatever has become of the database.
     async fn send(&self, reply: Reply) -> Result<()> {
-        let sent = watched(self.ingest, self.caller, self.replies.send(Ok(reply)));
+        // What was published was so while the credential was held; the client should hear of it.
+        if !matches!(reply, Reply::Committed(_)) {
+            self.admission.confirmed().await?;
+        }
+        let send = self.replies.send(Ok(reply));
+        let sent = watched(self.ingest, self.admission, send);
         sent.await?.map_err(|_| gone())
+    }
+
+    /// Does work that is undone by being dropped, as long as the caller is admitted.
+    async fn unless_ended<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        tokio::select! {
+            done = work => done,
+            error = self.admission.ended() => Err(error),
+        }
     }
 }
 
 /// Waits for `work`, but no longer than makes sense.
-async fn watched<T>(ingest: &Ingest, caller: &Caller, work: impl Future<Output = T>) -> Result<T> {
-    let settings = &ingest.settings;
-    let deadline = Instant::now() + settings.idle_timeout;
-    let first_check = Instant::now() + settings.credential_check;
-    let mut check = interval_at(first_check, settings.credential_check);
-    check.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut work = pin!(timeout_at(deadline, work));
-    loop {
-        tokio::select! {
-            done = &mut work => return done.map_err(|_| idle()),
-            _ = check.tick() => caller.check_active(&ingest.store).await?,
-            () = ingest.shutdown.cancelled() => return Err(shutting_down()),
-        }
+async fn watched<T>(
+    ingest: &Ingest,
+    admission: &Admission,
+    work: impl Future<Output = T>,
+) -> Result<T> {
+    tokio::select! {
+        done = timeout(ingest.settings.idle_timeout, work) => done.map_err(|_| idle()),
+        error = admission.ended() => Err(error),
+        () = ingest.shutdown.cancelled() => Err(shutting_down()),
     }
 }
 

@@ -55,17 +55,23 @@ pub fn register(services: &mut Services, store: Store, settings: Settings) {
         .add(IntegrationServiceServer::from_arc(api).max_decoding_message_size(MAX_REQUEST_BYTES));
 }
 
-/// Forgets the answers to old requests, now and every hour, until `shutdown`.
+/// Forgets the answers to old requests, now and every minute, until `shutdown`.
 ///
-/// A failure is logged and tried again an hour later: nothing depends on it but disk space.
+/// A failure is logged and tried again a minute later: nothing depends on it but disk space.
 pub async fn housekeeping(store: Store, shutdown: CancellationToken) {
-    let mut hours = tokio::time::interval(Duration::from_secs(60 * 60));
+    let mut minutes = tokio::time::interval(Duration::from_secs(60));
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return,
-            _ = hours.tick() => {}
+            _ = minutes.tick() => {}
         }
-        match store.forget_requests().await {
+        let forgotten = async {
+            match store.clean_up_time().await? {
+                Some(now) => store.forget_requests(now).await,
+                None => Ok(0),
+            }
+        };
+        match forgotten.await {
             Ok(forgotten) => tracing::debug!(forgotten, "forgot the answers to old requests"),
             Err(error) => {
                 let cause = &error as &dyn std::error::Error;

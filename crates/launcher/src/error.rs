@@ -21,6 +21,21 @@ pub enum Error {
         searched: String,
     },
 
+    /// A client program of Postgres is not there, or too old for the server.
+    #[error(
+        "{name} of PostgreSQL {server} or newer is not installed (looked in {searched}): install it, \
+         on Debian or Ubuntu with `apt-get install postgresql-client`, or name the directory of \
+         PostgreSQL's programs"
+    )]
+    ToolNotInstalled {
+        /// The program.
+        name: String,
+        /// The major version of the server.
+        server: u32,
+        /// The directories that were looked at, for people.
+        searched: String,
+    },
+
     /// Only a version older than the oldest supported one was found.
     #[error(
         "PostgreSQL {found} in {directory} is too old: version {MINIMUM_MAJOR} or newer is needed"

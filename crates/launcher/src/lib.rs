@@ -56,6 +56,30 @@ pub fn lock(directory: &Path) -> Result<File, Error> {
     layout::Layout::create(directory)?.lock()
 }
 
+/// Whether a data directory has a cluster in it.
+pub fn has_cluster(directory: &Path) -> bool {
+    directory.join("postgres/PG_VERSION").is_file()
+}
+
+/// A URL to connect with to a database of the cluster in a data directory, as [`Cluster::url`]
+/// gives it; for another process than the one that runs the cluster.
+///
+/// # Errors
+/// If the directory cannot be reached.
+pub fn url(directory: &Path, database: &str) -> Result<String, Error> {
+    Ok(layout::Layout::create(directory)?.url(database))
+}
+
+/// Finds one of Postgres' client programs, such as `pg_dump`, for a server of the major version
+/// given: of that version if it is there, else of the next one. A given directory is the only one
+/// looked at.
+///
+/// # Errors
+/// [`Error::ToolNotInstalled`] with what to install.
+pub fn client_program(name: &str, given: Option<&Path>, server: u32) -> Result<PathBuf, Error> {
+    programs::client_program(name, given, server)
+}
+
 /// What to run, and where.
 #[derive(Clone, Debug)]
 pub struct Config {

@@ -31,11 +31,7 @@ impl Programs {
         };
         let installed: Vec<_> = directories.iter().filter_map(|d| Self::at(d)).collect();
         choose(installed, cluster)?.ok_or_else(|| Error::NotInstalled {
-            searched: directories
-                .iter()
-                .map(|directory| directory.display().to_string())
-                .collect::<Vec<_>>()
-                .join(", "),
+            searched: for_people(&directories),
         })
     }
 
@@ -65,6 +61,41 @@ impl Programs {
         let major = parse_major(&String::from_utf8_lossy(&output.stdout))?;
         Some(Self { directory, major })
     }
+}
+
+/// Finds a client program for a server: an older one refuses to dump it, a newer one may write what
+/// it does not understand, so the version closest from above is taken.
+pub(crate) fn client_program(
+    name: &str,
+    given: Option<&Path>,
+    server: u32,
+) -> Result<PathBuf, Error> {
+    let directories = match given {
+        Some(directory) => vec![directory.to_owned()],
+        None => usual_directories(),
+    };
+    let found = directories.iter().filter_map(|directory| {
+        let program = directory.join(name);
+        let output = Command::new(&program).arg("--version").output().ok()?;
+        let major = parse_major(&String::from_utf8_lossy(&output.stdout))?;
+        (major >= server).then_some((major, program))
+    });
+    let closest = found.min_by_key(|(major, _)| *major);
+    closest
+        .map(|(_, program)| program)
+        .ok_or_else(|| Error::ToolNotInstalled {
+            name: name.to_owned(),
+            server,
+            searched: for_people(&directories),
+        })
+}
+
+fn for_people(directories: &[PathBuf]) -> String {
+    let directories: Vec<_> = directories
+        .iter()
+        .map(|directory| directory.display().to_string())
+        .collect();
+    directories.join(", ")
 }
 
 /// The PATH, what `pg_config` says, and Debian's directories from the newest down.
@@ -179,6 +210,17 @@ mod tests {
                 ..
             }
         ));
+    }
+
+    #[test]
+    fn a_client_program_is_of_the_servers_version_or_newer() {
+        let program = client_program("pg_dump", None, MINIMUM_MAJOR).unwrap();
+        assert_eq!(program.file_name().unwrap(), "pg_dump");
+        let error = client_program("pg_dump", None, 9_999).unwrap_err();
+        assert!(error.to_string().contains("postgresql-client"), "{error}");
+        let empty = tempfile::tempdir().unwrap();
+        let error = client_program("pg_dump", Some(empty.path()), MINIMUM_MAJOR).unwrap_err();
+        assert!(matches!(error, Error::ToolNotInstalled { .. }));
     }
 
     #[test]

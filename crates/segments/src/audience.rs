@@ -237,10 +237,11 @@ impl Production {
                 count: self.partition.count,
                 rank: self.rank,
             };
-            room.send(AudienceMessage::Batch {
+            let batch = AudienceMessage::Batch {
                 records,
                 resume_token: page::encode(&token),
-            });
+            };
+            room.send(batch).await?;
         }
         let end = AudienceMessage::End {
             user_count: total,

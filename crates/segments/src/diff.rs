@@ -103,7 +103,7 @@ async fn send(
         let room = outlet.room().await?;
         let records = records.read(&batch).await?;
         batch.drain(..records.len());
-        room.send(DiffMessage::Batch { side, records });
+        room.send(DiffMessage::Batch { side, records }).await?;
     }
 }
 

@@ -198,10 +198,13 @@ pub async fn housekeeping(store: Store, shutdown: CancellationToken) {
 }
 
 async fn delete_expired(store: &Store) -> Result<()> {
+    let Some(now) = store.clean_up_time().await? else {
+        return Ok(());
+    };
     let mut conn = store.connection().await?;
     loop {
         let limit = i64::try_from(BATCH).expect("a small number");
-        let deleted = storage::delete_expired(&mut conn, limit).await?;
+        let deleted = storage::delete_expired(&mut conn, now, limit).await?;
         if deleted > 0 {
             tracing::info!(deleted, "deleted expired resolutions");
         }

@@ -18,6 +18,7 @@ use muster_storage::{
     credentials::{self, Credential, State},
     partners, workspaces,
 };
+use tokio::time::Instant;
 use tonic::{Request, Status, body::Body};
 use tower::{Layer, Service};
 use uuid::Uuid;
@@ -40,6 +41,8 @@ pub struct Caller {
     pub bound_to: Option<(WorkspaceId, String)>,
     /// The only partner the caller may see: that of its data import key.
     pub partner: Option<String>,
+    /// When the look-up that admitted it began.
+    pub admitted_at: Instant,
 }
 
 /// Takes a request apart into who calls and what is asked.
@@ -93,7 +96,8 @@ impl Caller {
         self.partner.as_deref().is_none_or(|own| own == partner)
     }
 
-    /// Checks that the credential is still accepted; for calls that last.
+    /// Checks that the credential is still accepted; calls that last have an
+    /// [`Admission`](crate::Admission) do it.
     ///
     /// # Errors
     /// `UNAUTHENTICATED` (`CREDENTIAL_INVALID`) if it is not any more.
@@ -194,6 +198,7 @@ fn is_open(path: &str) -> bool {
 
 async fn admit(store: &Store, rule: &Rule, headers: &HeaderMap) -> Result<Caller> {
     let mut connection = store.credential_connection().await?;
+    let admitted_at = Instant::now();
     let partner_key = match headers.get("muster-partner-api-key") {
         None => None,
         Some(value) => {
@@ -226,7 +231,7 @@ async fn admit(store: &Store, rule: &Rule, headers: &HeaderMap) -> Result<Caller
     let credential = look_up(&mut connection, bearer, kind)
         .await?
         .ok_or_else(credential_invalid)?;
-    let caller = authorize(credential, rule)?;
+    let caller = authorize(credential, rule, admitted_at)?;
     if let (Some((workspace, _)), Some(partner)) = (&caller.bound_to, &caller.partner) {
         if partner_key.is_some_and(|key| key.partner.as_ref() != Some(partner)) {
             return Err(credential_invalid());
@@ -259,7 +264,7 @@ async fn look_up(
     Ok(accepted)
 }
 
-fn authorize(credential: Credential, rule: &Rule) -> Result<Caller> {
+fn authorize(credential: Credential, rule: &Rule, admitted_at: Instant) -> Result<Caller> {
     let scopes = match credential.kind {
         CredentialKind::ServiceToken => {
             let scopes = Scopes::parse(&credential.scopes)?;
@@ -289,5 +294,6 @@ fn authorize(credential: Credential, rule: &Rule) -> Result<Caller> {
         scopes,
         bound_to: credential.workspace,
         partner: credential.partner,
+        admitted_at,
     })
 }

@@ -17,6 +17,7 @@
 //! This crate knows no service by type. Read [`authorization`] for who may call what, [`caller`] for
 //! how that is found out, [`response`] for what an error becomes on the wire.
 
+pub mod admission;
 pub mod authorization;
 pub mod caller;
 pub mod consistency;
@@ -28,6 +29,7 @@ pub mod server;
 pub mod telemetry;
 pub mod wire;
 
+pub use admission::Admission;
 pub use caller::{Caller, admitted};
 pub use consistency::ConsistencyToken;
 pub use once::{Once, answered, once};

@@ -21,14 +21,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::Caller;
+use crate::{Admission, Caller};
 
 /// Messages made, or in the making, before the client has taken the one on its way.
 const AHEAD: usize = 1;
-
-/// How often the caller's credential is looked at: an open stream ends within a second of its
-/// revocation.
-const CREDENTIAL_CHECK: Duration = Duration::from_millis(500);
 
 /// What ends a stream before it is complete.
 #[derive(Debug)]
@@ -50,6 +46,7 @@ pub struct Limits {
 pub struct Outlet<T> {
     sender: mpsc::Sender<T>,
     queue: Weak<Queue<T>>,
+    admission: Arc<Admission>,
     idle_timeout: Duration,
     remedy: &'static str,
 }
@@ -66,18 +63,20 @@ impl<T> Outlet<T> {
             forget(&self.queue);
         }
         // A client that is gone ends the whole production; see `stream`.
-        waited?
-            .map(Room)
-            .map_err(|_| Error::new(Kind::Unavailable, "STREAM_BROKEN", "the client went away"))
+        let permit = waited?
+            .map_err(|_| Error::new(Kind::Unavailable, "STREAM_BROKEN", "the client went away"))?;
+        Ok(Room {
+            permit,
+            outlet: self,
+        })
     }
 
     /// Sends a message that is small, or made already, waiting as [`room`](Self::room) does.
     ///
     /// # Errors
-    /// As there.
+    /// As there, and as [`Room::send`].
     pub async fn send(&self, message: T) -> Result<()> {
-        self.room().await?.send(message);
-        Ok(())
+        self.room().await?.send(message).await
     }
 
     /// Waits for something that the client is to do.
@@ -98,12 +97,24 @@ impl<T> Outlet<T> {
 
 /// Room for one message.
 #[derive(Debug)]
-pub struct Room<'a, T>(mpsc::Permit<'a, T>);
+pub struct Room<'a, T> {
+    permit: mpsc::Permit<'a, T>,
+    outlet: &'a Outlet<T>,
+}
 
 impl<T> Room<'_, T> {
-    /// Sends it.
-    pub fn send(self, message: T) {
-        self.0.send(message);
+    /// Sends it, once it is known that the caller was admitted a moment ago.
+    ///
+    /// # Errors
+    /// Those of [`Admission::ended`].
+    pub async fn send(self, message: T) -> Result<()> {
+        let confirmed = self.outlet.admission.confirmed().await;
+        if confirmed.is_err() {
+            forget(&self.outlet.queue);
+        }
+        confirmed?;
+        self.permit.send(message);
+        Ok(())
     }
 }
 
@@ -147,9 +158,11 @@ where
     let (tell_end, end) = oneshot::channel();
     let queue = Arc::new(Mutex::new(receiver));
     let made = Arc::downgrade(&queue);
+    let admission = Arc::new(Admission::watch(limits.store, limits.caller));
     let production = produce(Outlet {
         sender: sender.clone(),
         queue: Weak::clone(&made),
+        admission: Arc::clone(&admission),
         idle_timeout: limits.idle_timeout,
         remedy: limits.remedy,
     });
@@ -157,7 +170,7 @@ where
         let cut = tokio::select! {
             biased;
             () = sender.closed() => return,
-            cut = limits.met() => cut,
+            cut = met(&limits.shutdown, &admission, limits.remedy) => cut,
             end = production => {
                 if let Err(error) = end {
                     // If nobody listens any more there is nobody to tell.
@@ -184,25 +197,15 @@ fn forget<T>(queue: &Weak<Queue<T>>) {
     }
 }
 
-impl Limits {
-    /// Why the stream may not go on, once that is so.
-    async fn met(&self) -> Error {
-        let refused = async {
-            loop {
-                tokio::time::sleep(CREDENTIAL_CHECK).await;
-                if let Err(error) = self.caller.check_active(&self.store).await {
-                    return error;
-                }
-            }
-        };
-        tokio::select! {
-            biased;
-            () = self.shutdown.cancelled() => {
-                let message = format!("the server is shutting down; {}", self.remedy);
-                Error::new(Kind::Unavailable, "SHUTTING_DOWN", message)
-                    .retry_after(Duration::from_secs(1))
-            }
-            error = refused => error,
+/// Why the stream may not go on, once that is so.
+async fn met(shutdown: &CancellationToken, admission: &Admission, remedy: &str) -> Error {
+    tokio::select! {
+        biased;
+        () = shutdown.cancelled() => {
+            let message = format!("the server is shutting down; {remedy}");
+            Error::new(Kind::Unavailable, "SHUTTING_DOWN", message)
+                .retry_after(Duration::from_secs(1))
         }
+        error = admission.ended() => error,
     }
 }

@@ -11,7 +11,9 @@
 
 pub mod audience;
 pub mod audit;
+mod clean_up;
 pub mod cohorts;
+pub mod contents;
 pub mod credentials;
 pub mod directory;
 pub mod imports;

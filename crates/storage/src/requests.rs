@@ -3,7 +3,7 @@
 use muster_domain::error::Error;
 use sha2::{Digest as _, Sha256};
 
-use crate::{Result, Store, Tx, WorkspaceId};
+use crate::{Result, Store, Timestamp, Tx, WorkspaceId};
 
 /// What makes a call the same call.
 #[derive(Debug, Clone, Copy)]
@@ -121,16 +121,18 @@ impl Store {
         replay(&earlier.fingerprint, request, earlier.response).map(Some)
     }
 
-    /// Forgets answers older than 24 hours. Returns how many.
+    /// Forgets answers that are older than 24 hours by `now`. Returns how many.
     ///
     /// # Errors
     /// If the database fails.
-    pub async fn forget_requests(&self) -> Result<u64> {
+    pub async fn forget_requests(&self, now: Timestamp) -> Result<u64> {
         let mut connection = self.connection().await?;
-        let forgotten =
-            sqlx::query!("DELETE FROM request_log WHERE created_at < now() - interval '24 hours'")
-                .execute(&mut *connection)
-                .await?;
+        let forgotten = sqlx::query!(
+            "DELETE FROM request_log WHERE created_at < $1::timestamptz - interval '24 hours'",
+            now
+        )
+        .execute(&mut *connection)
+        .await?;
         Ok(forgotten.rows_affected())
     }
 }

@@ -275,19 +275,20 @@ pub async fn users(conn: &mut PgConnection, workspace: WorkspaceId, id: Uuid) ->
     Ok(users)
 }
 
-/// Deletes up to `limit` expired resolutions, of all workspaces. Returns how many.
+/// Deletes up to `limit` resolutions, of all workspaces, that have expired by `now`. Returns how many.
 ///
 /// # Errors
 /// If the database fails.
-pub async fn delete_expired(conn: &mut PgConnection, limit: i64) -> Result<u64> {
+pub async fn delete_expired(conn: &mut PgConnection, now: Timestamp, limit: i64) -> Result<u64> {
     // What another server is deleting is left to it.
     let deleted = sqlx::query!(
         "DELETE FROM resolution WHERE (workspace_id, resolution_id) IN (
              SELECT workspace_id, resolution_id FROM resolution
-             WHERE expires_at <= now() ORDER BY expires_at LIMIT $1
+             WHERE expires_at <= $2 ORDER BY expires_at LIMIT $1
              FOR UPDATE SKIP LOCKED
          )",
         limit,
+        now,
     )
     .execute(conn)
     .await?;

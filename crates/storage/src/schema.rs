@@ -104,6 +104,15 @@ fn migration_failed(cause: MigrateError) -> Error {
     error
 }
 
+/// Refuses migrations, as version and checksum, that this build does not know: those of a backup,
+/// before it is restored.
+///
+/// # Errors
+/// `FAILED_PRECONDITION` (`SCHEMA_VERSION`).
+pub fn check_known(applied: &[(i64, Vec<u8>)]) -> Result<()> {
+    known(&applied.iter().cloned().collect())
+}
+
 fn newest() -> i64 {
     MIGRATIONS
         .iter()

@@ -109,7 +109,8 @@ impl Store {
     /// # Errors
     /// `UNAVAILABLE` if no connection is free in time.
     pub async fn begin(&self, name: &'static str) -> Result<Tx> {
-        Ok(Tx::new(name, self.pool.begin().await?))
+        let pool = self.pool.clone();
+        begun(name, async move { pool.begin().await }).await
     }
 
     /// Begins a read-only transaction in which every statement sees one and the same snapshot.
@@ -118,7 +119,8 @@ impl Store {
     /// `UNAVAILABLE` if no connection is free in time.
     pub async fn snapshot(&self, name: &'static str) -> Result<Tx> {
         let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
-        Ok(Tx::new(name, self.pool.begin_with(begin).await?))
+        let pool = self.pool.clone();
+        begun(name, async move { pool.begin_with(begin).await }).await
     }
 
     /// Makes a connection outside the pools, with further settings, and says why if it cannot: the
@@ -190,6 +192,21 @@ fn out_of_reach(options: &PgConnectOptions, cause: sqlx::Error) -> muster_domain
     );
     error.source = Some(cause.into());
     error
+}
+
+/// Begins a transaction to the end even if nobody waits for it any more.
+///
+/// sqlx rolls back what is dropped once it has begun. A `BEGIN` that is dropped on its way to the
+/// database it forgets: the connection would go back to the pool inside an open transaction, and
+/// whatever used it next would read an old snapshot, or write what is never committed.
+async fn begun(
+    name: &'static str,
+    begin: impl Future<Output = sqlx::Result<sqlx::Transaction<'static, Postgres>>> + Send + 'static,
+) -> Result<Tx> {
+    match tokio::spawn(begin).await {
+        Ok(begun) => Ok(Tx::new(name, begun?)),
+        Err(error) => Err(muster_domain::error::Error::internal(error).into()),
+    }
 }
 
 /// A transaction with a name; dropping it rolls back.

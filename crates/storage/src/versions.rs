@@ -270,7 +270,7 @@ impl Store {
     ///
     /// # Errors
     /// If the database fails; what was done before stays done.
-    pub async fn forget_history(&self, retention: Duration) -> Result<u64> {
+    pub async fn forget_history(&self, now: Timestamp, retention: Duration) -> Result<u64> {
         /// Rows that one transaction removes at most.
         const PAGE: i64 = 1_000;
         let mut forgotten = 0;
@@ -283,11 +283,12 @@ impl Store {
                      JOIN cohort_version v USING (workspace_id, cohort_id, version)
                      JOIN cohort c ON c.workspace_id = d.workspace_id AND c.cohort_id = d.cohort_id
                      WHERE d.version <= c.checkpoint_version
-                       AND v.published_at < now() - $1::interval
+                       AND v.published_at < $3::timestamptz - $1::interval
                      LIMIT $2
                  )",
                 interval(retention),
                 PAGE,
+                now,
             )
             .execute(&mut *connection)
             .await?
@@ -303,8 +304,9 @@ impl Store {
              WHERE c.workspace_id = k.workspace_id AND c.cohort_id = k.cohort_id
                AND v.workspace_id = k.workspace_id AND v.cohort_id = k.cohort_id
                AND v.version = k.version AND k.version < c.checkpoint_version
-               AND v.published_at < now() - $1::interval",
+               AND v.published_at < $2::timestamptz - $1::interval",
             interval(retention),
+            now,
         )
         .execute(&mut *connection)
         .await?;

@@ -9,10 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use muster_client::{
-    Refusal,
-    upload::{Progress, Retry},
-};
+use muster_client::{Refusal, Retry, upload::Progress};
 use muster_domain::import::Mode;
 use muster_tests::{PARTNER, Shop};
 use nix::{

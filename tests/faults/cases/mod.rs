@@ -1,12 +1,15 @@
 //! The cases, by what breaks.
 
 mod audiences;
+mod backup;
 mod batches;
+mod clock;
 mod commit;
 mod concurrency;
 mod database;
 mod frozen;
 mod pool;
+mod revocation;
 mod shutdown;
 mod slow;
 mod streams;
@@ -108,9 +111,24 @@ pub(crate) const ALL: &[Case] = &[
         run: |plan| Box::pin(shutdown::sigterm_under_load(plan)),
     },
     Case {
+        name: "clock-jumps",
+        alone: false,
+        run: |plan| Box::pin(clock::clock_jumps(plan)),
+    },
+    Case {
         name: "all-in-one-killed",
         alone: false,
         run: |plan| Box::pin(up::all_in_one_killed(plan)),
+    },
+    Case {
+        name: "credential-revoked",
+        alone: true,
+        run: |plan| Box::pin(revocation::credential_revoked(plan)),
+    },
+    Case {
+        name: "backup-in-mid-import",
+        alone: false,
+        run: |plan| Box::pin(backup::backup_in_mid_import(plan)),
     },
     Case {
         name: "migration-killed",

@@ -9,7 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use muster_client::upload::{Outcome, Progress, Retry, UploadError};
+use muster_client::{
+    Retry,
+    upload::{Outcome, Progress, UploadError},
+};
 use muster_domain::import::Mode;
 use muster_storage::{Settings, Store};
 use muster_testbed::process::{self, Server};

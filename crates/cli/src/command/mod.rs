@@ -1,11 +1,12 @@
 //! The commands, a module a noun.
 //!
 //! A command that talks to a running Muster opens a [`Session`]; one that runs without (`up`,
-//! `serve`, `migrate`) gets the [`Global`] flags. Adding a command is a module, a variant and an arm.
+//! `serve`, `migrate`, `backup`, `restore`) gets the [`Global`] flags. Adding a command is a module, a variant and an arm.
 
 use crate::{error::Result, global::Global, session::Session};
 
 mod audit;
+mod backup;
 mod cohort;
 mod export;
 mod import;
@@ -13,6 +14,7 @@ mod integration;
 mod key;
 mod migrate;
 mod partner;
+mod restore;
 mod segment;
 mod serve;
 mod token;
@@ -29,6 +31,8 @@ pub(crate) enum Command {
     Serve(Box<serve::Serve>),
     /// Bring the database schema up to the version of this build
     Migrate(migrate::Migrate),
+    Backup(backup::Backup),
+    Restore(restore::Restore),
     Export(export::Export),
     /// Create and list workspaces, the tenants of a deployment
     #[command(subcommand)]
@@ -69,6 +73,8 @@ impl Command {
             Self::Up(command) => command.run(global).await,
             Self::Serve(command) => command.run(global).await,
             Self::Migrate(command) => command.run(global).await,
+            Self::Backup(command) => command.run(global).await,
+            Self::Restore(command) => command.run(global).await,
             Self::Export(command) => command.run(global).await,
             Self::Workspace(command) => command.run(&Session::open(global)?).await,
             Self::Partner(command) => command.run(&Session::open(global)?).await,

@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod administration;
+mod backup;
 mod crash;
 mod database;
 mod export;

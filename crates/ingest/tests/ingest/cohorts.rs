@@ -331,8 +331,12 @@ async fn old_history_is_forgotten_and_the_current_version_stays() {
             >= 1
     );
     let retention = std::time::Duration::ZERO;
-    assert!(muster.store.forget_history(retention).await.unwrap() > 0);
+    let now = muster_storage::Timestamp::now_utc();
+    assert!(muster.store.forget_history(now, retention).await.unwrap() > 0);
     assert_eq!(muster.members("spring").await, before);
-    assert_eq!(muster.store.forget_imports(retention).await.unwrap(), 8);
+    assert_eq!(
+        muster.store.forget_imports(now, retention).await.unwrap(),
+        8
+    );
     assert_eq!(muster.members("spring").await, before);
 }

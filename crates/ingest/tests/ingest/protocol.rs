@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use crate::harness::*;
-use muster_ingest::Settings;
 use muster_proto::ingest::v1::{self as pb, ingest_cohort_request as req};
 use muster_storage::credentials;
 use tonic::Code;
@@ -386,11 +385,7 @@ async fn a_small_pipelined_import_is_one_transaction() {
 
 #[tokio::test]
 async fn a_revoked_key_never_publishes_and_its_streams_end() {
-    let muster = start_with(Settings {
-        credential_check: Duration::from_millis(200),
-        ..Settings::default()
-    })
-    .await;
+    let muster = start().await;
     muster.seed_users(10).await;
     let mut idle = Upload::open(&muster.partner, delta("i-1")).await;
     idle.batch(vec![add(&["u-0"])]).await.unwrap();
@@ -425,11 +420,25 @@ async fn an_abandoned_import_expires_and_is_cleaned_up() {
     muster.seed_users(10).await;
     let mut upload = Upload::open(&muster.partner, delta("i-1")).await;
     upload.batch(vec![add(&["u-0", "zz"])]).await.unwrap();
-    assert_eq!(muster.store.expire_imports().await.unwrap(), 0);
+    assert_eq!(
+        muster
+            .store
+            .expire_imports(muster_storage::Timestamp::now_utc())
+            .await
+            .unwrap(),
+        0
+    );
     muster
         .sql("UPDATE cohort_import SET expires_at = now() - interval '1 s'")
         .await;
-    assert_eq!(muster.store.expire_imports().await.unwrap(), 1);
+    assert_eq!(
+        muster
+            .store
+            .expire_imports(muster_storage::Timestamp::now_utc())
+            .await
+            .unwrap(),
+        1
+    );
     assert_refused(
         upload.batch(vec![add(&["u-1"])]).await,
         Code::FailedPrecondition,

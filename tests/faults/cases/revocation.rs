@@ -1,0 +1,631 @@
+//! A credential that is revoked while streams are open with it.
+
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use muster_domain::import::{Effect, ImportDigest};
+use muster_proto::{
+    ingest::v1::{self as ingest, ingest_cohort_request, ingest_cohort_response},
+    keys::v1 as keys,
+    segments::v1::{self as segments, resolve_segment_response, segment_service_client},
+};
+use muster_storage::WorkspaceId;
+use muster_tests::{PARTNER, Shop, WORKSPACE, connect, text};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use rand::{Rng as _, RngExt as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
+use tokio::{
+    net::{TcpListener, TcpStream, UnixStream},
+    sync::{mpsc, watch},
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Request, Status, transport::Endpoint};
+
+use crate::{
+    node::{Deployment, Node},
+    oracle,
+    suite::{Plan, Tally},
+};
+
+/// Nothing is acknowledged later than this after a revocation has returned.
+const PROMISE: Duration = Duration::from_secs(1);
+
+/// How long anything else may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// So many are identified, and as many anonymous.
+const USERS: u32 = 15_000;
+
+/// What happens to the way from the ingest server to its database around the revocation.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Fault {
+    /// Nothing; the revocation alone has to be seen.
+    None,
+    /// Postgres ends all its connections.
+    Terminated,
+    /// The network ends all its connections.
+    Cut,
+    /// The network swallows everything.
+    Swallowed,
+    /// Its backends are stopped.
+    Frozen,
+}
+
+/// How the credential stops being accepted.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum End {
+    Revoked,
+    Expired,
+    PartnerDisabled,
+}
+
+/// Streams are open on one process while their credentials are revoked through another one.
+pub(crate) async fn credential_revoked(mut plan: Plan) -> Tally {
+    let mut muster = Deployment::start(&[]).await;
+    let mut connection = muster.store.connection().await.unwrap();
+    let query = "SELECT workspace_id FROM workspace";
+    let workspace = WorkspaceId(muster_testbed::number(&mut connection, query).await);
+    muster_testbed::seed_users(&mut connection, workspace, USERS).await;
+    drop(connection);
+    let link = Link::start(&mut muster).await;
+    let node = Node::start(&["ingest", "segments"], &link.url, &[]);
+    let story = Story {
+        shop: &muster.shop,
+        node: node.grpc(),
+    };
+    let mut tally = Tally::default();
+    let mut worst_ack = Duration::ZERO;
+    let mut worst_end = Duration::ZERO;
+    let mut published = 0;
+    for round in 0..plan.rounds {
+        let fault = match round % 10 {
+            2 => Fault::Swallowed,
+            7 => Fault::Frozen,
+            _ => *[Fault::None, Fault::None, Fault::Terminated, Fault::Cut]
+                .choose(&mut plan.rng)
+                .unwrap(),
+        };
+        let end = match plan.rng.random_range(0..8) {
+            0 => End::Expired,
+            1 | 2 => End::PartnerDisabled,
+            _ => End::Revoked,
+        };
+        let mut open = story.open(&mut plan.rng, end).await;
+        sleep(Duration::from_millis(plan.rng.random_range(0..120))).await;
+        let versions = || async {
+            let query = "SELECT count(*) FROM cohort_version";
+            let mut connection = muster.store.connection().await.unwrap();
+            muster_testbed::number(&mut connection, query).await
+        };
+        let lasting = matches!(fault, Fault::Swallowed | Fault::Frozen);
+        // One that is in the middle of publishing when it is frozen holds its credential, and the
+        // revocation does not return: so in a lasting fault commits are sent after its beginning.
+        let mut broken = Vec::new();
+        if lasting {
+            broken = link.inject(fault, &muster).await;
+        }
+        let _ = open.commit.send(true);
+        sleep(Duration::from_micros(plan.rng.random_range(0..15_000))).await;
+        if !lasting {
+            broken = link.inject(fault, &muster).await;
+        }
+        let ended = story.end(end, &open).await;
+        let _ = open.over.send(true);
+        let versions_then = versions().await;
+        if lasting {
+            // The promise is about time, so time has to pass before anything is mended.
+            sleep((ended + PROMISE + Duration::from_millis(200)) - Instant::now()).await;
+        }
+        let mended = Instant::now();
+        link.mend(broken);
+        for stream in open.streams.drain(..) {
+            let told = stream.await.unwrap();
+            if let Some(last) = told.last_ack {
+                let late = last.saturating_duration_since(ended);
+                assert!(
+                    late < PROMISE,
+                    "acknowledged {late:?} after {end:?} ({fault:?})"
+                );
+                worst_ack = worst_ack.max(late);
+            }
+            let status = match told.end {
+                Ok(()) => continue,
+                Err(status) => status,
+            };
+            let refused = status.code() == Code::Unauthenticated;
+            let unreachable = status.code() == Code::Unavailable && fault != Fault::None;
+            // Who waits for the cohort while others publish may be told so.
+            let busy = status.code() == Code::Aborted;
+            assert!(
+                refused || unreachable || busy,
+                "{fault:?} {end:?}: {status:?}"
+            );
+            let known = if lasting { mended } else { ended };
+            let since = told.ended.saturating_duration_since(known);
+            assert!(
+                since < PROMISE,
+                "open {since:?} after {end:?} ({fault:?}): {status:?}"
+            );
+            worst_end = worst_end.max(since);
+        }
+        let versions_now = versions().await;
+        assert_eq!(
+            versions_now, versions_then,
+            "published after {end:?} ({fault:?})"
+        );
+        published = versions_now;
+        story.again(end).await;
+        link.healed(&story).await;
+        tally.faults += 1 + u32::from(fault != Fault::None);
+        tally.rounds += 1;
+    }
+    assert!(node.runs(), "no process ends");
+    oracle::check_versions(&muster.store).await;
+    tally.recovered(worst_end);
+    tally.note = format!(
+        "last acknowledgement at most {:.2} s after the revocation, {published} commits were before it",
+        worst_ack.as_secs_f64()
+    );
+    tally
+}
+
+/// What a stream went through.
+struct Told {
+    last_ack: Option<Instant>,
+    end: Result<(), Status>,
+    ended: Instant,
+}
+
+/// Streams that are open with a credential.
+struct Open {
+    key_id: String,
+    token_id: String,
+    expires: Instant,
+    /// Tells those that will commit to do it.
+    commit: watch::Sender<bool>,
+    /// Tells those that read that it is over.
+    over: watch::Sender<bool>,
+    streams: Vec<JoinHandle<Told>>,
+}
+
+/// The shop, and the process its streams are open on.
+struct Story<'a> {
+    shop: &'a Shop,
+    node: String,
+}
+
+impl Story<'_> {
+    /// Opens imports that trickle, repeat themselves, and are ready to commit, and an audience.
+    async fn open(&self, rng: &mut StdRng, end: End) -> Open {
+        let lifetime = Duration::from_millis(1_000);
+        let expires = Instant::now() + lifetime;
+        let expire_time = (end == End::Expired).then(|| (SystemTime::now() + lifetime).into());
+        let request = keys::CreateKeyRequest {
+            workspace: WORKSPACE.into(),
+            partner: PARTNER.into(),
+            expire_time,
+            ..Default::default()
+        };
+        let key = self.shop.operator.keys().create_key(request).await.unwrap();
+        let key = key.into_inner();
+        let request = keys::CreateServiceTokenRequest {
+            workspace: WORKSPACE.into(),
+            label: "reader".into(),
+            scopes: vec!["audiences:read".into()],
+            expire_time,
+            ..Default::default()
+        };
+        let mut integrations = self.shop.operator.integrations();
+        let token = integrations.create_service_token(request).await.unwrap();
+        let token = token.into_inner();
+        let (commit, told) = watch::channel(false);
+        let (over, is_over) = watch::channel(false);
+        let mut streams = Vec::new();
+        for kind in [
+            Kind::Trickles,
+            Kind::Repeats,
+            Kind::Commits,
+            Kind::Commits,
+            Kind::Commits,
+        ] {
+            let import = Import {
+                node: self.node.clone(),
+                secret: key.secret.clone(),
+                import_id: oracle::import_id(rng),
+                kind,
+                commit: told.clone(),
+                rng: StdRng::seed_from_u64(rng.next_u64()),
+            };
+            let (ready, is_ready) = tokio::sync::oneshot::channel();
+            streams.push(opened(tokio::spawn(import.run(ready)), is_ready).await);
+        }
+        // Data import keys read no audiences, so a partner that is disabled has nothing to do here.
+        if end != End::PartnerDisabled && rng.random() {
+            let (ready, is_ready) = tokio::sync::oneshot::channel();
+            let audience = read_audience(self.node.clone(), token.secret, is_over, ready);
+            streams.push(opened(tokio::spawn(audience), is_ready).await);
+        }
+        Open {
+            key_id: key.key.unwrap().key_id,
+            token_id: token.token.unwrap().token_id,
+            expires,
+            commit,
+            over,
+            streams,
+        }
+    }
+
+    /// Ends the credentials through the other process; returns since when they must be refused.
+    async fn end(&self, end: End, open: &Open) -> Instant {
+        let mut integrations = self.shop.operator.integrations();
+        match end {
+            End::Revoked => {
+                let token = keys::RevokeServiceTokenRequest {
+                    token_id: open.token_id.clone(),
+                    request_id: String::new(),
+                };
+                let token = integrations.revoke_service_token(token);
+                let (token, ()) = tokio::join!(token, self.shop.revoke_key(&open.key_id));
+                token.unwrap();
+            }
+            End::PartnerDisabled => {
+                let request = keys::DisablePartnerRequest {
+                    workspace: WORKSPACE.into(),
+                    partner: PARTNER.into(),
+                    request_id: String::new(),
+                };
+                integrations.disable_partner(request).await.unwrap();
+            }
+            End::Expired => {
+                sleep(open.expires.saturating_duration_since(Instant::now())).await;
+            }
+        }
+        Instant::now()
+    }
+
+    /// Makes the next round possible.
+    async fn again(&self, end: End) {
+        if end == End::PartnerDisabled {
+            let request = keys::EnablePartnerRequest {
+                workspace: WORKSPACE.into(),
+                partner: PARTNER.into(),
+                request_id: String::new(),
+            };
+            let mut integrations = self.shop.operator.integrations();
+            integrations.enable_partner(request).await.unwrap();
+        }
+    }
+}
+
+/// A stream once its first answer is there.
+async fn opened(
+    stream: JoinHandle<Told>,
+    is_ready: tokio::sync::oneshot::Receiver<()>,
+) -> JoinHandle<Told> {
+    match timeout(PATIENCE, is_ready).await.unwrap() {
+        Ok(()) => stream,
+        Err(_) => panic!("it did not open: {:?}", stream.await.unwrap().end),
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Kind {
+    /// Sends batches of a few identifiers, with short pauses.
+    Trickles,
+    /// Sends its first batch again and again.
+    Repeats,
+    /// Sends one batch, and commits when it is told to.
+    Commits,
+}
+
+/// One import stream.
+struct Import {
+    node: String,
+    secret: String,
+    import_id: String,
+    kind: Kind,
+    commit: watch::Receiver<bool>,
+    rng: StdRng,
+}
+
+impl Import {
+    async fn run(mut self, ready: tokio::sync::oneshot::Sender<()>) -> Told {
+        let mut ready = Some(ready);
+        let mut told = Told {
+            last_ack: None,
+            end: Ok(()),
+            ended: Instant::now(),
+        };
+        told.end = timeout(PATIENCE, self.converse(&mut ready, &mut told.last_ack))
+            .await
+            .expect("a stream ends");
+        told.ended = Instant::now();
+        told
+    }
+
+    async fn converse(
+        &mut self,
+        ready: &mut Option<tokio::sync::oneshot::Sender<()>>,
+        last_ack: &mut Option<Instant>,
+    ) -> Result<(), Status> {
+        let (requests, outgoing) = mpsc::channel(4);
+        let say = async |message| {
+            let message = Some(message);
+            // Once the stream is over, the answers tell why.
+            let _ = requests.send(ingest::IngestCohortRequest { message }).await;
+        };
+        let open = ingest::OpenImport {
+            cohort_id: format!("revoked-{:?}", self.kind),
+            mode: ingest::ImportMode::Delta.into(),
+            import_id: self.import_id.clone(),
+            ..Default::default()
+        };
+        say(ingest_cohort_request::Message::Open(open)).await;
+        let mut client = connect(&self.node, &self.secret).ingest();
+        let mut answers = client
+            .ingest_cohort(ReceiverStream::new(outgoing))
+            .await?
+            .into_inner();
+        let mut offset = 0;
+        let mut digest = ImportDigest::default();
+        loop {
+            let answer = match answers.message().await? {
+                Some(answer) => answer.message.unwrap(),
+                None => panic!("a stream that was cut off has no clean end"),
+            };
+            match answer {
+                ingest_cohort_response::Message::Opened(_) => {}
+                ingest_cohort_response::Message::Acked(_) => {
+                    *last_ack = Some(Instant::now());
+                    if let Some(ready) = ready.take() {
+                        let _ = ready.send(());
+                    }
+                    if self.kind == Kind::Commits {
+                        let _ = self.commit.wait_for(|told| *told).await;
+                        let jitter = self.rng.random_range(0..20_000);
+                        sleep(Duration::from_micros(jitter)).await;
+                        let commit = ingest::CommitImport {
+                            total: offset,
+                            digest: digest.finish().to_vec().into(),
+                        };
+                        say(ingest_cohort_request::Message::Commit(commit)).await;
+                        continue;
+                    }
+                    let pause = self.rng.random_range(0..30);
+                    sleep(Duration::from_millis(pause)).await;
+                }
+                _ => return Ok(()),
+            }
+            if self.kind == Kind::Repeats {
+                offset = 0;
+            }
+            let count = match self.kind {
+                Kind::Trickles => self.rng.random_range(1..5),
+                Kind::Repeats | Kind::Commits => 5,
+            };
+            let ids: Vec<String> = (offset..offset + count)
+                .map(|n| format!("u-{}", n % u64::from(USERS)))
+                .collect();
+            for id in &ids {
+                digest.update(Effect::Add, oracle::external_id(id).as_ref());
+            }
+            let batch = ingest::IdentifierBatch {
+                offset,
+                changes: vec![ingest::CohortChange {
+                    effect: ingest::ChangeEffect::Add.into(),
+                    external_ids: ids,
+                    ..Default::default()
+                }],
+            };
+            offset += count;
+            say(ingest_cohort_request::Message::Batch(batch)).await;
+        }
+    }
+}
+
+/// Reads an audience so slowly, and with so small a window, that it is far from its end.
+async fn read_audience(
+    node: String,
+    secret: String,
+    mut over: watch::Receiver<bool>,
+    ready: tokio::sync::oneshot::Sender<()>,
+) -> Told {
+    let read = async {
+        let channel = Endpoint::from_shared(node)
+            .unwrap()
+            .initial_stream_window_size(64 * 1024)
+            .initial_connection_window_size(64 * 1024)
+            .connect_lazy();
+        let mut request = Request::new(segments::ResolveSegmentRequest {
+            workspace: WORKSPACE.into(),
+            audience: Some(segments::resolve_segment_request::Audience::Filter(text(
+                &format!("not {PARTNER}:id(\"revoked-Trickles\")"),
+            ))),
+            view: segments::AudienceView::Full.into(),
+            ..Default::default()
+        });
+        let bearer = format!("Bearer {secret}").parse().unwrap();
+        request.metadata_mut().insert("authorization", bearer);
+        let mut client = segment_service_client::SegmentServiceClient::new(channel)
+            .max_decoding_message_size(16 * 1024 * 1024);
+        let mut answers = client.resolve_segment(request).await?.into_inner();
+        let mut ready = Some(ready);
+        while let Some(answer) = answers.message().await? {
+            match answer.message.unwrap() {
+                resolve_segment_response::Message::End(_) => panic!("it was complete too early"),
+                resolve_segment_response::Message::Header(_) => {}
+                resolve_segment_response::Message::Batch(_) => {
+                    if let Some(ready) = ready.take() {
+                        let _ = ready.send(());
+                    }
+                    let pause = Duration::from_millis(300);
+                    let _ = timeout(pause, over.wait_for(|over| *over)).await;
+                    sleep(Duration::from_millis(60)).await;
+                }
+            }
+        }
+        panic!("a stream that was cut off has no clean end");
+    };
+    let end = timeout(PATIENCE, read).await.expect("a stream ends");
+    Told {
+        last_ack: None,
+        end,
+        ended: Instant::now(),
+    }
+}
+
+/// The way from a process to the database, which can be broken.
+struct Link {
+    /// The database, by this way.
+    url: String,
+    control: Arc<watch::Sender<Way>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Way {
+    /// Nothing gets through.
+    swallows: bool,
+    /// Connections of earlier generations are cut.
+    generation: u32,
+}
+
+/// Names the role by which backends of the link are told from others.
+const ROLE: &str = "linked";
+
+impl Link {
+    async fn start(muster: &mut Deployment) -> Self {
+        let mut connection = muster.store.connection().await.unwrap();
+        muster_testbed::execute(
+            &mut connection,
+            "DO $$ BEGIN CREATE ROLE linked SUPERUSER LOGIN; EXCEPTION WHEN duplicate_object THEN END $$",
+        )
+        .await;
+        let url = reqwest::Url::parse(&muster.database_url).unwrap();
+        let host = url.query_pairs().find(|(name, _)| name == "host").unwrap();
+        let socket = PathBuf::from(host.1.as_ref()).join(".s.PGSQL.5432");
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (control, way) = watch::channel(Way {
+            swallows: false,
+            generation: 0,
+        });
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let Ok(server) = UnixStream::connect(&socket).await else {
+                    continue;
+                };
+                tokio::spawn(forward(client, server, way.clone()));
+            }
+        });
+        Self {
+            url: format!(
+                "postgres://{ROLE}@127.0.0.1:{port}{}?sslmode=disable",
+                url.path()
+            ),
+            control: Arc::new(control),
+        }
+    }
+
+    /// Breaks it; returns the processes that were stopped.
+    async fn inject(&self, fault: Fault, muster: &Deployment) -> Vec<i32> {
+        let mut connection = muster.store.connection().await.unwrap();
+        match fault {
+            Fault::None => {}
+            Fault::Terminated => {
+                let query = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+                             WHERE usename = 'linked' AND datname = current_database()";
+                let ended = muster_testbed::number(&mut connection, query).await;
+                assert_ne!(ended, 0, "there was a connection to end");
+            }
+            Fault::Cut => self.control.send_modify(|way| way.generation += 1),
+            Fault::Swallowed => self.control.send_modify(|way| way.swallows = true),
+            Fault::Frozen => {
+                let pids: Vec<i32> = sqlx::query_scalar(
+                    "SELECT pid FROM pg_stat_activity
+                     WHERE usename = 'linked' AND datname = current_database()",
+                )
+                .fetch_all(&mut *connection)
+                .await
+                .unwrap();
+                assert!(!pids.is_empty(), "there was a connection to freeze");
+                // One that publishes holds the credential, and a revocation waits for it.
+                signal(&pids, Signal::SIGSTOP);
+                return pids;
+            }
+        }
+        Vec::new()
+    }
+
+    fn mend(&self, stopped: Vec<i32>) {
+        signal(&stopped, Signal::SIGCONT);
+        self.control.send_modify(|way| way.swallows = false);
+    }
+
+    /// Waits until the process behind it serves again.
+    async fn healed(&self, story: &Story<'_>) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let request = || ingest::ListCohortsRequest {
+            workspace: WORKSPACE.into(),
+            ..Default::default()
+        };
+        while let Err(status) = connect(&story.node, &story.shop.client_secret)
+            .ingest()
+            .list_cohorts(request())
+            .await
+        {
+            assert!(Instant::now() < deadline, "not back after 10 s: {status:?}");
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+fn signal(pids: &[i32], signal: Signal) {
+    for pid in pids {
+        // It may have ended.
+        let _ = kill(Pid::from_raw(*pid), signal);
+    }
+}
+
+/// Forwards both ways for as long as the way allows.
+async fn forward(mut client: TcpStream, mut server: UnixStream, way: watch::Receiver<Way>) {
+    let generation = way.borrow().generation;
+    let (client_in, client_out) = client.split();
+    let (server_in, server_out) = server.split();
+    let mut cutting = way.clone();
+    let cut = async {
+        let _ = cutting.wait_for(|way| way.generation != generation).await;
+    };
+    tokio::select! {
+        () = copy(client_in, server_out, way.clone()) => {}
+        () = copy(server_in, client_out, way.clone()) => {}
+        () = cut => {}
+    }
+}
+
+async fn copy(
+    mut from: impl tokio::io::AsyncRead + Unpin,
+    mut to: impl tokio::io::AsyncWrite + Unpin,
+    mut way: watch::Receiver<Way>,
+) {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        let Ok(read @ 1..) = from.read(&mut buffer).await else {
+            return;
+        };
+        if way.wait_for(|way| !way.swallows).await.is_err() {
+            return;
+        }
+        if to.write_all(&buffer[..read]).await.is_err() {
+            return;
+        }
+    }
+}
