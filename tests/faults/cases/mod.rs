@@ -107,7 +107,7 @@ pub(crate) const ALL: &[Case] = &[
     },
     Case {
         name: "sigterm-under-load",
-        alone: false,
+        alone: true,
         run: |plan| Box::pin(shutdown::sigterm_under_load(plan)),
     },
     Case {
