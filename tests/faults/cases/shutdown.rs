@@ -155,6 +155,10 @@ impl All {
         let mut begun = Instant::now();
         let mut limit = GRACE + CLOSING + SLACK;
         if ending == Ending::Twice {
+            // Two signals that are pending at once are one signal.
+            process::until("the first signal is heard", || {
+                !process::runs(server.pid()) || server.stderr().contains("a second signal")
+            });
             std::thread::sleep(Duration::from_millis(rng.random_range(0..400)));
             server.signal(Signal::SIGTERM);
             begun = Instant::now();
