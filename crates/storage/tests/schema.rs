@@ -67,7 +67,7 @@ async fn every_table_and_every_key_is_by_workspace_and_commented() {
          WHERE k.contype IN ('p', 'u', 'f') AND a.attname <> 'workspace_id'
            AND c.relnamespace = 'public'::regnamespace
            AND c.relname NOT IN ('workspace', 'partner', 'credential', 'workspace_partner',
-                                 'audit_event', '_sqlx_migrations')",
+                                 'audit_event', 'clean_up', '_sqlx_migrations')",
     )
     .fetch_all(&mut sql)
     .await
