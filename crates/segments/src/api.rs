@@ -204,7 +204,7 @@ impl SegmentServiceApi for Api {
             let (store, turns) = (&self.store, &self.turns);
             let counted = turns.count(store, scope.id, &filters, &demands).await?;
             Ok(pb::CountFiltersResponse {
-                user_counts: counted.users,
+                counts: wire::filter_counts(&counted.filters, &counted.names)?,
                 live_user_count: counted.live_users,
                 cohort_versions: wire::cohort_versions(counted.cohorts),
             })

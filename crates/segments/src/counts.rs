@@ -18,14 +18,16 @@ use uuid::Uuid;
 
 use crate::{
     evaluation::{Demands, Members, Turns, collect_cohorts, read, snapshot},
-    references,
+    references::{self, Names},
 };
 
 /// How many users some filters hold.
 #[derive(Debug)]
 pub(crate) struct Counted {
-    /// Of each filter, in order.
-    pub(crate) users: Vec<u64>,
+    /// Each filter, in order, with the number of its users.
+    pub(crate) filters: Vec<(SavedFilter, u64)>,
+    /// What people call all that is in them.
+    pub(crate) names: Names,
     /// Of the workspace.
     pub(crate) live_users: u64,
     pub(crate) cohorts: Vec<CohortRead>,
@@ -65,6 +67,7 @@ impl Turns {
         }
         let used: Vec<Uuid> = used.into_iter().collect();
         let (cohorts, _) = audience::cohorts_now(&mut tx, workspace, &used).await?;
+        let names = Names::of(&mut tx, workspace, &saved).await?;
         let stored = read(&mut tx, workspace, &cohorts).await?;
         tx.commit().await?;
         let directory = Arc::clone(&directory);
@@ -73,11 +76,12 @@ impl Turns {
             let users = expanded
                 .iter()
                 .map(|filter| Ok(members.apply(filter, &live)?.len()));
-            Ok::<_, Error>((users.collect::<Result<_>>()?, live.len()))
+            Ok::<_, Error>((users.collect::<Result<Vec<u64>>>()?, live.len()))
         });
         let (users, live_users) = counted.await.map_err(Error::internal)??;
         Ok(Counted {
-            users,
+            filters: saved.into_iter().zip(users).collect(),
+            names,
             live_users,
             cohorts,
         })

@@ -4,7 +4,8 @@ mod answer;
 mod filter;
 
 pub(crate) use self::answer::{
-    audience_message, checked, cohort_versions, diff_message, resolution, segment, segments,
+    audience_message, checked, cohort_versions, diff_message, filter_counts, resolution, segment,
+    segments,
 };
 
 use std::time::Duration;
@@ -123,7 +124,7 @@ pub(crate) fn count(
 }
 
 /// Filters that may be counted at once.
-const MAX_FILTERS: usize = 64;
+const MAX_FILTERS: usize = 100;
 
 /// What to count at one snapshot.
 pub(crate) fn filters(
