@@ -10,7 +10,7 @@ use std::{collections::BTreeSet, io, net::SocketAddr, num::NonZeroU32, time::Dur
 use muster_bridge::rest::RestSettings;
 use muster_client::Connection;
 use muster_service::server::{Services, Settings as GrpcSettings};
-use muster_storage::Store;
+use muster_storage::{Role, Store};
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
@@ -38,6 +38,17 @@ impl Server {
         Self::Segments,
         Self::Bridge,
     ];
+
+    /// The role it acts in; the bridge needs no database.
+    pub fn role(self) -> Option<Role> {
+        match self {
+            Self::Keys => Some(Role::Keys),
+            Self::Users => Some(Role::Users),
+            Self::Ingest => Some(Role::Ingest),
+            Self::Segments => Some(Role::Segments),
+            Self::Bridge => None,
+        }
+    }
 }
 
 /// What a process serves, and how.

@@ -222,7 +222,7 @@ impl Ingest {
             return Ok(writer.next_offset);
         }
         let digest = batch.digest(writer.digest.clone());
-        let mut tx = self.store.begin("stage_batch").await?;
+        let mut tx = self.store.begin_in("stage_batch", writer.workspace).await?;
         let (staged, rejected) = resolve(&mut tx, writer.workspace, batch, &digest).await?;
         let (workspace, import_id) = (writer.workspace, writer.import_id.as_str());
         let expiry = self.settings.import_expiry;
@@ -246,7 +246,8 @@ impl Ingest {
 
     /// Accepts a batch that was staged before only if it is the same one.
     async fn check_repeated(&self, writer: &Writer, batch: &Changes) -> Result<()> {
-        let mut connection = self.store.connection().await?;
+        let read = self.store.read_in("check_repeated", writer.workspace);
+        let mut connection = read.await?;
         let digests = imports::digests_around(
             &mut connection,
             writer.workspace,

@@ -61,7 +61,7 @@ impl Ingest {
         page: &Page<Uuid>,
     ) -> Result<(Vec<Cohort>, String)> {
         name::check_label(selection.name_contains).field("name_contains")?;
-        let mut connection = self.store.connection().await?;
+        let mut connection = self.store.read_in("list_cohorts", workspace).await?;
         let (before, limit) = (page.after, page.limit());
         let mut found = cohorts::list(&mut connection, workspace, selection, before, limit).await?;
         let next = page.cut(&mut found, |last| last.id);

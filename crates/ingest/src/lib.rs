@@ -20,7 +20,7 @@ use std::time::Duration;
 use muster_domain::import::MAX_BATCH_BYTES;
 use muster_proto::ingest::v1::ingest_service_server::IngestServiceServer;
 use muster_service::server::Services;
-use muster_storage::Store;
+use muster_storage::{Role, Store};
 use tokio_util::sync::CancellationToken;
 
 use crate::gate::Gate;
@@ -73,7 +73,7 @@ pub fn register(
     /// Room for the envelope around a batch of the largest size.
     const ENVELOPE_BYTES: usize = 1024;
     let ingest = Ingest {
-        store,
+        store: store.acting_as(Role::Ingest),
         settings,
         gate: Gate::default(),
         shutdown,

@@ -48,7 +48,10 @@ impl Ingest {
     ) -> Result<Outcome> {
         let patience = self.settings.cohort_wait;
         let turn = self.gate.turn(writer.cohort.clone(), patience).await?;
-        let mut tx = self.store.begin("commit_import").await?;
+        let mut tx = self
+            .store
+            .begin_in("commit_import", writer.workspace)
+            .await?;
         tx.wait_for_locks(turn.patience_left()).await?;
         let import = imports::lock(&mut tx, writer.workspace, &writer.import_id).await?;
         match import.state {
@@ -91,7 +94,7 @@ impl Ingest {
         let workspace = entry.workspace;
         let patience = self.settings.cohort_wait;
         let turn = self.gate.turn(entry.gate_key(), patience).await?;
-        let mut tx = self.store.begin("import_at_once").await?;
+        let mut tx = self.store.begin_in("import_at_once", workspace).await?;
         tx.wait_for_locks(turn.patience_left()).await?;
         let cohort = entry.cohort(&mut tx).await?;
         let new = entry.new_import(caller, &cohort);
@@ -140,7 +143,7 @@ impl Ingest {
         workspace: WorkspaceId,
         import_id: &str,
     ) -> Result<()> {
-        let mut tx = self.store.begin("renew_preview").await?;
+        let mut tx = self.store.begin_in("renew_preview", workspace).await?;
         let import = imports::lock(&mut tx, workspace, import_id).await?;
         if let (State::AwaitingConfirmation, Some(digest)) = (import.state, &import.digest) {
             let plan = self

@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use muster_proto::segments::v1::segment_service_server::SegmentServiceServer;
 use muster_service::server::Services;
-use muster_storage::Store;
+use muster_storage::{Role, Store};
 use tokio_util::sync::CancellationToken;
 
 pub use resolutions::housekeeping;
@@ -68,6 +68,6 @@ pub fn register(
     settings: Settings,
     shutdown: CancellationToken,
 ) {
-    let api = api::Api::new(store, settings, shutdown);
+    let api = api::Api::new(store.acting_as(Role::Segments), settings, shutdown);
     services.add(SegmentServiceServer::new(api).max_decoding_message_size(MAX_REQUEST_BYTES));
 }

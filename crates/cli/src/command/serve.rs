@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, net::SocketAddr, num::NonZeroU32};
 
-use muster_storage::Store;
+use muster_storage::{Role, Store};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -192,7 +192,7 @@ impl Serve {
                 () = signals.next() => return Ok(()),
             };
             let checked = tokio::select! {
-                checked = opened.store.check_schema() => Some(checked),
+                checked = check(&opened.store, &servers) => Some(checked),
                 () = signals.next() => None,
             };
             let Some(Ok(())) = checked else {
@@ -269,4 +269,14 @@ pub(crate) async fn serve(
 
 fn failed(failure: Failure) -> CliError {
     CliError::Failed(failure.to_string())
+}
+
+/// Makes sure that the servers find the schema they know and can act in their roles.
+async fn check(store: &Store, servers: &BTreeSet<Server>) -> Result<()> {
+    store.check_schema().await?;
+    let roles = servers.iter().filter_map(|server| server.role());
+    for role in roles.chain([Role::Access, Role::Housekeeping]) {
+        store.acting_as(role).check_role().await?;
+    }
+    Ok(())
 }

@@ -62,7 +62,7 @@ impl Store {
         name: &'static str,
         workspace: WorkspaceId,
     ) -> Result<(Tx, Arc<Directory>)> {
-        let mut tx = self.snapshot(name).await?;
+        let mut tx = self.snapshot_in(name, workspace).await?;
         let directory = self.directory(&mut tx, workspace).await?;
         Ok((tx, directory))
     }
