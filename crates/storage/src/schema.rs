@@ -21,9 +21,9 @@ const SESSION: [(&str, &str); 2] = [
 
 impl Store {
     /// Brings the schema up to the version of this build, and grants the roles of the servers what
-    /// they may do on it. Two migrators at once do no harm: one
-    /// waits for the other, as long as that takes. Returns the versions it applied. Dropping the
-    /// future ends it; a migration that was begun is then not applied.
+    /// they may do on it. Two migrators at once do no harm: one waits for the other, as long as that
+    /// takes. Returns the versions it applied. Dropping the future ends it; a migration that was
+    /// begun is then not applied.
     ///
     /// # Errors
     /// `FAILED_PRECONDITION` (`SCHEMA_VERSION`) if the schema is newer than this build or an applied
