@@ -12,7 +12,8 @@ BEGIN
     EXECUTE format(
         'CREATE POLICY workspace ON %s USING (workspace_id = nullif(current_setting(''muster.workspace'', true), '''')::bigint)',
         target);
-    EXECUTE format('CREATE POLICY backup ON %s FOR SELECT TO muster_backup USING (true)', target);
+    -- Who acts in the role, not everybody that could.
+    EXECUTE format('CREATE POLICY backup ON %s FOR SELECT TO muster_backup USING (current_user = ''muster_backup'')', target);
 END
 $$;
 COMMENT ON PROCEDURE isolate IS 'Confines a table to one workspace a transaction; call it for every new table with a workspace_id.';
@@ -37,7 +38,9 @@ BEGIN
         'request_log', 'cohort', 'cohort_version', 'cohort_delta', 'cohort_checkpoint', 'cohort_import',
         'import_batch', 'import_rejected', 'resolution'
     ] LOOP
-        EXECUTE format('CREATE POLICY housekeeping ON %I TO muster_housekeeping USING (true)', name);
+        EXECUTE format(
+            'CREATE POLICY housekeeping ON %I TO muster_housekeeping USING (current_user = ''muster_housekeeping'')',
+            name);
     END LOOP;
 END
 $$;
