@@ -63,25 +63,32 @@ pub enum Mode {
 ///
 /// It is the SHA-256 over, for each identifier: one byte effect, one byte kind, for an alias the
 /// length of the label (4 bytes, big-endian) and the label, then the length of the id (4 bytes,
-/// big-endian) and the id. The state can be stored and continued, so a resumed import needs no
-/// identifier twice.
+/// big-endian) and the id, then zero bytes up to a multiple of 64. The state can be stored and
+/// continued, so a resumed import needs no identifier twice; and as each identifier ends with a block
+/// of the hash, the state never holds the end of one.
 #[derive(Clone, Default)]
 pub struct ImportDigest(Sha256);
 
 impl ImportDigest {
     /// Goes on with one more identifier.
     pub fn update(&mut self, effect: Effect, identifier: IdentifierRef<'_>) {
+        /// What SHA-256 takes at a time.
+        const BLOCK: usize = 64;
         self.0.update([effect.code(), identifier.kind.code()]);
+        let mut length = 2;
         if identifier.kind == IdentifierKind::Alias {
-            self.update_text(identifier.label);
+            length += self.update_text(identifier.label);
         }
-        self.update_text(identifier.id);
+        length += self.update_text(identifier.id);
+        self.0.update(&[0; BLOCK][..length.next_multiple_of(BLOCK) - length]);
     }
 
-    fn update_text(&mut self, text: &str) {
+    /// Returns how many bytes it took.
+    fn update_text(&mut self, text: &str) -> usize {
         let length = u32::try_from(text.len()).expect("a message is far smaller than 4 GiB");
         self.0.update(length.to_be_bytes());
         self.0.update(text);
+        size_of::<u32>() + text.len()
     }
 
     /// The digest of all identifiers so far.
