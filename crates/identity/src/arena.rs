@@ -5,7 +5,7 @@
 //! at multiples of 4 bytes, so that 32 bits address 16 GiB. The entries of one user, its *record*,
 //! follow each other. What is removed is overwritten at once; its room is not used again.
 
-use muster_domain::identifier::{IdentifierKind, IdentifierRef, MAX_IDENTIFIER_BYTES};
+use muster_domain::identifier::{Identifier, IdentifierKind, IdentifierRef, MAX_IDENTIFIER_BYTES};
 
 /// Addresses count these, in bytes.
 const UNIT: usize = 4;
@@ -30,9 +30,9 @@ const _: () = assert!(MAX_IDENTIFIER_BYTES <= LENGTH_MASK as usize);
 /// Where an entry begins.
 pub(crate) type Address = u32;
 
-/// An identifier as it is held.
+/// An identifier as it is held, with the user it belongs to.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Entry<'a> {
+pub struct Entry<'a> {
     pub(crate) user: u32,
     head: u16,
     /// The label, preceded by its length, if it is an alias; then the id.
@@ -40,7 +40,8 @@ pub(crate) struct Entry<'a> {
 }
 
 impl<'a> Entry<'a> {
-    pub(crate) fn is_printed(self) -> bool {
+    /// Whether it is the external id that audiences print.
+    pub fn is_printed(self) -> bool {
         self.head & PRINTED != 0
     }
 
@@ -48,18 +49,29 @@ impl<'a> Entry<'a> {
         (self.head >> KIND_SHIFT) as u8 & 3
     }
 
-    pub(crate) fn kind(self) -> IdentifierKind {
+    /// Its kind.
+    pub fn kind(self) -> IdentifierKind {
         IdentifierKind::from_code(self.kind_code()).expect("written by `Arena::push`")
     }
 
-    /// The label, empty unless it is an alias, and the id.
-    pub(crate) fn parts(self) -> (&'a [u8], &'a [u8]) {
+    /// The label, empty unless it is an alias, and the id: both UTF-8.
+    pub fn parts(self) -> (&'a [u8], &'a [u8]) {
         if self.kind_code() == IdentifierKind::Alias.code()
             && let Some((length, text)) = self.text.split_first_chunk()
         {
             text.split_at(u16::from_le_bytes(*length).into())
         } else {
             (&[], self.text)
+        }
+    }
+
+    /// A copy.
+    pub fn to_owned(self) -> Identifier {
+        let (label, id) = self.parts();
+        Identifier {
+            kind: self.kind(),
+            label: String::from_utf8_lossy(label).into_owned(),
+            id: String::from_utf8_lossy(id).into_owned(),
         }
     }
 
@@ -92,7 +104,10 @@ impl Arena {
         mut placed: impl FnMut(IdentifierRef<'a>, Address),
     ) -> Result<(), Full> {
         let too_long = |text: &str| text.len() > MAX_IDENTIFIER_BYTES;
-        if identifiers.iter().any(|i| too_long(i.id) || too_long(i.label)) {
+        if identifiers
+            .iter()
+            .any(|i| too_long(i.id) || too_long(i.label))
+        {
             return Err(Full);
         }
         let bytes: usize = identifiers.iter().map(|i| entry_bytes(*i)).sum();
@@ -126,14 +141,19 @@ impl Arena {
             chunk.extend_from_slice(identifier.id.as_bytes());
             chunk.resize(begin + bytes, 0);
             let address = (number << CHUNK_BITS) + begin / UNIT;
-            placed(*identifier, u32::try_from(address).expect("few enough chunks"));
+            placed(
+                *identifier,
+                u32::try_from(address).expect("few enough chunks"),
+            );
         }
         Ok(())
     }
 
     /// What is left of the last chunk, in bytes.
     fn room(&self) -> usize {
-        self.chunks.last().map_or(0, |last| CHUNK_BYTES - last.len())
+        self.chunks
+            .last()
+            .map_or(0, |last| CHUNK_BYTES - last.len())
     }
 
     fn begin_chunk(&mut self, bytes: usize) -> Result<(), Full> {
@@ -141,7 +161,11 @@ impl Arena {
             return Err(Full);
         }
         // A small directory takes no more than it needs.
-        let room = if self.chunks.is_empty() { bytes } else { CHUNK_BYTES };
+        let room = if self.chunks.is_empty() {
+            bytes
+        } else {
+            CHUNK_BYTES
+        };
         self.chunks.push(Vec::with_capacity(room));
         Ok(())
     }

@@ -58,6 +58,11 @@ impl Index {
         }
         let place = user as usize;
         if self.records.len() <= place {
+            if self.records.capacity() <= place {
+                // By a little: doubling would waste what the index saves elsewhere.
+                let more = place + 1 - self.records.len() + place / 8;
+                self.records.reserve_exact(more);
+            }
             self.records.resize(place + 1, NOBODY);
         }
         self.records[place] = first.unwrap_or(NOBODY);

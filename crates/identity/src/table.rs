@@ -66,6 +66,7 @@ impl Key {
 #[derive(Debug)]
 pub(crate) struct Table {
     shards: Vec<Shard>,
+    buckets: usize,
     entries: usize,
     planned: usize,
 }
@@ -87,13 +88,16 @@ impl Table {
     pub(crate) fn with_capacity(entries: usize) -> Self {
         let planned = (SHARD_BUCKETS * PLACES) as f64 * PLANNED_LOAD;
         let shards = (entries as f64 / planned).ceil().max(1.0) as usize;
-        let mut shards: Vec<Shard> = std::iter::repeat_with(Shard::default).take(shards).collect();
+        let mut shards: Vec<Shard> = std::iter::repeat_with(Shard::default)
+            .take(shards)
+            .collect();
         if shards.len() > 1 {
             for shard in &mut shards {
                 shard.buckets = vec![Bucket::default(); SHARD_BUCKETS];
             }
         }
         Self {
+            buckets: shards.iter().map(|shard| shard.buckets.len()).sum(),
             shards,
             entries: 0,
             planned: entries.max(SHARD_BUCKETS * PLACES),
@@ -132,17 +136,14 @@ impl Table {
     }
 
     /// Adds an address; `hash_of` gives the hash of one that is there already.
-    pub(crate) fn insert(
-        &mut self,
-        hash: u64,
-        address: Address,
-        hash_of: impl Fn(Address) -> u64,
-    ) {
+    pub(crate) fn insert(&mut self, hash: u64, address: Address, hash_of: impl Fn(Address) -> u64) {
         let number = reduce((hash >> 32) as u32, self.shards.len());
         let shard = &mut self.shards[number];
         let places = shard.buckets.len() * PLACES;
         if shard.entries + 1 > places - places / 12 {
-            let larger = (shard.buckets.len() + shard.buckets.len() / 4).max(shard.buckets.len() + 1);
+            let larger =
+                (shard.buckets.len() + shard.buckets.len() / 4).max(shard.buckets.len() + 1);
+            self.buckets += larger - shard.buckets.len();
             let old = std::mem::replace(&mut shard.buckets, vec![Bucket::default(); larger]);
             for bucket in old {
                 let taken = bucket.tags.iter().zip(bucket.addresses);
@@ -164,8 +165,8 @@ impl Table {
         for _ in 0..shard.buckets.len() {
             let length = shard.buckets.len();
             let bucket = &mut shard.buckets[at];
-            let found = (0..PLACES)
-                .find(|&nth| bucket.tags[nth] != 0 && bucket.addresses[nth] == address);
+            let found =
+                (0..PLACES).find(|&nth| bucket.tags[nth] != 0 && bucket.addresses[nth] == address);
             if let Some(nth) = found {
                 bucket.tags[nth] = 0;
                 shard.entries -= 1;
@@ -183,8 +184,7 @@ impl Table {
 
     /// Memory held, in bytes.
     pub(crate) fn bytes(&self) -> usize {
-        let buckets: usize = self.shards.iter().map(|shard| shard.buckets.capacity()).sum();
-        buckets * size_of::<Bucket>() + self.shards.capacity() * size_of::<Shard>()
+        self.buckets * size_of::<Bucket>() + self.shards.capacity() * size_of::<Shard>()
     }
 }
 

@@ -6,10 +6,11 @@ use muster_domain::{
     import::{Effect, ImportDigest, MAX_BATCH_IDENTIFIERS, Mode, Run, Unmatched},
     user_set::UserSet,
 };
+use muster_identity::Identities;
 use muster_service::{Caller, caller::credential_invalid};
 use muster_storage::{
     Connection, WorkspaceId, credentials,
-    directory::{self, Match},
+    directory::Match,
     imports::{self, Batch, State},
     rejected::{self, Reason, Rejection},
 };
@@ -99,20 +100,22 @@ impl Changes {
 /// Matches a batch against the directory of this moment. `digest` is that of the import up to the
 /// end of the batch. Returns, apart, the identifiers that had no effect.
 pub(crate) async fn resolve<'a>(
+    identities: &Identities,
     conn: &mut Connection,
     workspace: WorkspaceId,
     batch: &'a Changes,
     digest: &ImportDigest,
 ) -> Result<(Batch, Vec<Rejection<'a>>)> {
-    // Read first: whatever changes after this is checked again when the import is published.
-    let directory_epoch = directory::epoch(conn, workspace).await?;
     let sent: Vec<(Effect, IdentifierRef<'_>)> = batch.identifiers().collect();
     let well_formed: Vec<IdentifierRef<'_>> = sent
         .iter()
         .map(|(_, identifier)| *identifier)
         .filter(IdentifierRef::is_valid)
         .collect();
-    let matches = directory::match_identifiers(conn, workspace, &well_formed).await?;
+    // Whatever has changed since this epoch is checked again when the import is published.
+    let (directory_epoch, matches) = identities
+        .match_identifiers(conn, workspace, &well_formed)
+        .await?;
     let mut matches = matches.into_iter();
     let mut builder = Builder::default();
     for (position, (effect, identifier)) in (batch.offset..).zip(sent) {
@@ -223,7 +226,8 @@ impl Ingest {
         }
         let digest = batch.digest(writer.digest.clone());
         let mut tx = self.store.begin("stage_batch").await?;
-        let (staged, rejected) = resolve(&mut tx, writer.workspace, batch, &digest).await?;
+        let (staged, rejected) =
+            resolve(&self.identities, &mut tx, writer.workspace, batch, &digest).await?;
         let (workspace, import_id) = (writer.workspace, writer.import_id.as_str());
         let expiry = self.settings.import_expiry;
         if !imports::stage(&mut tx, workspace, import_id, writer.fence, &staged, expiry).await? {

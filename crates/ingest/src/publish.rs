@@ -101,7 +101,8 @@ impl Ingest {
         let mut import = imports::lock(&mut tx, workspace, new.id).await?;
         entry.name(&mut tx, &cohort).await?;
         let digest = batch.digest(ImportDigest::default());
-        let (batch, rejected) = resolve(&mut tx, workspace, batch, &digest).await?;
+        let (batch, rejected) =
+            resolve(&self.identities, &mut tx, workspace, batch, &digest).await?;
         import.next_offset = batch.identifier_count;
         check_content(commit, import.next_offset, &digest.finish())?;
         rejected::insert(&mut tx, workspace, new.id, 0, &rejected).await?;

@@ -113,6 +113,16 @@ pub(crate) struct ServingArgs {
         hide_env_values = true
     )]
     stream_idle: std::time::Duration,
+    /// Memory for the identifiers of users, over all workspaces; 0 matches in the database alone
+    #[arg(
+        long,
+        env = "MUSTER_IDENTITY_MEMORY",
+        value_name = "SIZE",
+        default_value = "2GiB",
+        value_parser = crate::size::bytes,
+        hide_env_values = true
+    )]
+    identity_memory: usize,
     /// Serve gRPC reflection
     #[arg(long, env = "MUSTER_REFLECTION", hide_env_values = true)]
     reflection: bool,
@@ -130,6 +140,10 @@ impl ServingArgs {
             reflection: self.reflection,
             rest_public_url: self.rest_public_url.clone(),
             rest_requests_per_hour: self.rest_requests_per_hour,
+            identity: muster_identity::Settings {
+                memory_bytes: self.identity_memory,
+                ..defaults.identity
+            },
             ingest: muster_ingest::Settings {
                 import_expiry: self.import_expiry,
                 history_retention: self.history_retention,

@@ -23,6 +23,12 @@ pub struct History {
     table: sqlx::postgres::types::Oid,
 }
 
+impl History {
+    pub(super) fn new(started_at: time::OffsetDateTime, table: sqlx::postgres::types::Oid) -> Self {
+        Self { started_at, table }
+    }
+}
+
 /// How far a directory is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Position {
@@ -48,10 +54,7 @@ pub async fn position(conn: &mut PgConnection, workspace: WorkspaceId) -> Result
     .fetch_one(conn)
     .await?;
     Ok(Position {
-        history: History {
-            started_at: row.started_at,
-            table: row.table,
-        },
+        history: History::new(row.started_at, row.table),
         epoch: row.epoch,
         next_user_no: u64::try_from(row.next_user_no).map_err(Error::internal)?,
     })
@@ -133,10 +136,7 @@ pub async fn touched_since(
     let mut last = since;
     while let Some(row) = rows.try_next().await? {
         position = Some(Position {
-            history: History {
-                started_at: row.started_at,
-                table: row.table,
-            },
+            history: History::new(row.started_at, row.table),
             epoch: row.epoch,
             next_user_no: u64::try_from(row.next_user_no).map_err(Error::internal)?,
         });
