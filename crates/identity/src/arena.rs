@@ -217,6 +217,13 @@ impl Arena {
             + self.chunks.capacity() * size_of::<Vec<u8>>()
     }
 
+    /// Whether these bytes stand anywhere.
+    #[cfg(test)]
+    pub(crate) fn holds(&self, bytes: &[u8]) -> bool {
+        let mut chunks = self.chunks.iter();
+        chunks.any(|chunk| chunk.windows(bytes.len()).any(|window| window == bytes))
+    }
+
     /// What was removed and still takes room, in bytes.
     pub(crate) fn dead_bytes(&self) -> usize {
         self.dead_bytes

@@ -177,3 +177,105 @@ fn hash_of(key: &Key, entry: Entry<'_>) -> u64 {
     let (label, id) = entry.parts();
     key.hash(entry.kind(), label, id)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ids(user: u32) -> [String; 2] {
+        [
+            format!("user-{user:020}"),
+            format!("01234567-89ab-cdef-{user:017}"),
+        ]
+    }
+
+    fn add(index: &mut Index, user: u32) {
+        let [external_id, device] = ids(user);
+        let identifiers = [
+            IdentifierRef::external_id(&external_id),
+            IdentifierRef::device_id(&device),
+        ];
+        index.insert(user, true, &identifiers).unwrap();
+    }
+
+    #[test]
+    fn a_user_with_an_external_id_and_a_device_takes_less_than_100_bytes() {
+        const USERS: u32 = 200_000;
+        let mut index = Index::with_capacity(USERS as usize, 2 * USERS as usize);
+        (0..USERS).for_each(|user| add(&mut index, user));
+        let bytes = index.bytes() as f64 / f64::from(USERS);
+        assert!(bytes < 100.0, "{bytes}");
+    }
+
+    #[test]
+    fn an_index_that_was_planned_for_nobody_grows_and_shrinks() {
+        const USERS: u32 = 20_000;
+        let mut index = Index::with_capacity(0, 0);
+        (0..USERS).for_each(|user| add(&mut index, user));
+        (0..USERS)
+            .filter(|user| user % 3 == 0)
+            .for_each(|user| index.remove(user));
+        for user in 0..USERS {
+            let [external_id, device] = ids(user);
+            let found = index.matches(&[
+                IdentifierRef::external_id(&external_id),
+                IdentifierRef::device_id(&device),
+                IdentifierRef::device_id(&external_id),
+            ]);
+            let expected = if user % 3 == 0 {
+                [Match::Unknown; 3]
+            } else {
+                let device = Match::DeviceOfIdentifiedUser(user);
+                [Match::User(user), device, Match::Unknown]
+            };
+            assert_eq!(found, expected, "{user}");
+        }
+        assert!(index.is_worn(), "it is far beyond its plan");
+    }
+
+    #[test]
+    fn a_user_may_have_more_identifiers_than_a_chunk_holds() {
+        let texts: Vec<String> = (0..6_000).map(|n| format!("{n:0>500}")).collect();
+        let identifiers: Vec<_> = texts.iter().map(|t| IdentifierRef::device_id(t)).collect();
+        let mut index = Index::with_capacity(3, 6);
+        add(&mut index, 0);
+        index.insert(1, false, &identifiers).unwrap();
+        add(&mut index, 2);
+        let held: Vec<_> = index.record(1).unwrap().map(Entry::to_owned).collect();
+        let sent: Vec<_> = identifiers.iter().map(|i| i.to_owned()).collect();
+        assert_eq!(held, sent);
+        assert!(
+            index
+                .matches(&identifiers)
+                .iter()
+                .all(|m| *m == Match::User(1))
+        );
+        index.remove(1);
+        assert!(
+            index
+                .matches(&identifiers)
+                .iter()
+                .all(|m| *m == Match::Unknown)
+        );
+        assert_eq!(index.record(2).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn what_is_removed_is_gone_from_memory() {
+        let mut index = Index::with_capacity(2, 4);
+        add(&mut index, 0);
+        add(&mut index, 1);
+        let held = |index: &Index, user| index.arena.holds(ids(user)[0].as_bytes());
+        assert!(held(&index, 0) && held(&index, 1));
+        index.remove(0);
+        assert!(!held(&index, 0) && held(&index, 1));
+    }
+
+    #[test]
+    fn no_identifier_is_longer_than_any_can_be() {
+        let mut index = Index::with_capacity(1, 1);
+        let long = "x".repeat(513);
+        let refused = index.insert(0, false, &[IdentifierRef::device_id(&long)]);
+        assert_eq!(refused, Err(Full));
+    }
+}

@@ -43,6 +43,8 @@ pub struct Settings {
     pub memory_bytes: usize,
     /// Directories with fewer users are left to SQL, which is as quick there.
     pub least_users: u64,
+    /// A directory that could not be read is left to SQL for so long.
+    pub retry_pause: Duration,
     /// An index that nobody asks for is dropped after so long.
     pub idle_timeout: Duration,
 }
@@ -52,6 +54,7 @@ impl Default for Settings {
         Self {
             memory_bytes: 2 << 30,
             least_users: 1_000,
+            retry_pause: Duration::from_secs(5),
             idle_timeout: Duration::from_secs(60 * 60),
         }
     }

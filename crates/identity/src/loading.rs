@@ -22,7 +22,7 @@ use tokio::time::Instant;
 use crate::{Held, Identities, Ready, State, arena::Full, index::Index};
 
 /// A directory with fewer users is read over one connection.
-const WORTH_TWO: u64 = 50_000;
+const WORTH_TWO: u64 = 20_000;
 
 /// Its place among the records, and in the hash table.
 const LEAST_BYTES_PER_USER: usize = 16;
@@ -30,8 +30,7 @@ const LEAST_BYTES_PER_USER: usize = 16;
 /// Rows gathered before they are added, in one go.
 const BATCH: usize = 1_024;
 
-/// How long a directory that could not be loaded is left to SQL.
-const AFTER_FAILURE: Duration = Duration::from_secs(5);
+/// How long a directory that does not fit is left to SQL.
 const AFTER_TOO_LARGE: Duration = Duration::from_secs(600);
 
 /// Why there is no index.
@@ -116,7 +115,7 @@ impl Identities {
                             cause,
                             "the directory was not loaded; SQL matches it until it is"
                         );
-                        AFTER_FAILURE
+                        self.0.settings.retry_pause
                     }
                 };
                 State::Absent(Instant::now() + pause)

@@ -19,13 +19,23 @@ use crate::{Result, Store, WorkspaceId};
 pub struct History {
     /// When the database server was started.
     started_at: time::OffsetDateTime,
+    /// The database, which may be swapped for a copy of it.
+    database: sqlx::postgres::types::Oid,
     /// The table, which a restored dump has anew.
     table: sqlx::postgres::types::Oid,
 }
 
 impl History {
-    pub(super) fn new(started_at: time::OffsetDateTime, table: sqlx::postgres::types::Oid) -> Self {
-        Self { started_at, table }
+    pub(super) fn new(
+        started_at: time::OffsetDateTime,
+        database: sqlx::postgres::types::Oid,
+        table: sqlx::postgres::types::Oid,
+    ) -> Self {
+        Self {
+            started_at,
+            database,
+            table,
+        }
     }
 }
 
@@ -47,6 +57,7 @@ pub struct Position {
 pub async fn position(conn: &mut PgConnection, workspace: WorkspaceId) -> Result<Position> {
     let row = sqlx::query!(
         r#"SELECT epoch, next_user_no, pg_postmaster_start_time() AS "started_at!",
+                  (SELECT oid FROM pg_database WHERE datname = current_database()) AS "database!",
                   tableoid AS "table!"
            FROM directory WHERE workspace_id = $1"#,
         workspace.0,
@@ -54,7 +65,7 @@ pub async fn position(conn: &mut PgConnection, workspace: WorkspaceId) -> Result
     .fetch_one(conn)
     .await?;
     Ok(Position {
-        history: History::new(row.started_at, row.table),
+        history: History::new(row.started_at, row.database, row.table),
         epoch: row.epoch,
         next_user_no: u64::try_from(row.next_user_no).map_err(Error::internal)?,
     })
@@ -110,6 +121,7 @@ pub async fn touched_since(
     let mut rows = sqlx::query!(
         // LIMIT and OFFSET keep the planner on the indices, whatever it believes of the numbers.
         r#"SELECT d.epoch, d.next_user_no, pg_postmaster_start_time() AS "started_at!",
+                  (SELECT oid FROM pg_database WHERE datname = current_database()) AS "database!",
                   d.tableoid AS "table!", u.user_no AS "user_no?", u.epoch AS "touched_at?",
                   u.external_id, i.kind AS "kind?", i.label AS "label?", i.id AS "id?"
            FROM directory d
@@ -136,7 +148,7 @@ pub async fn touched_since(
     let mut last = since;
     while let Some(row) = rows.try_next().await? {
         position = Some(Position {
-            history: History::new(row.started_at, row.table),
+            history: History::new(row.started_at, row.database, row.table),
             epoch: row.epoch,
             next_user_no: u64::try_from(row.next_user_no).map_err(Error::internal)?,
         });

@@ -123,6 +123,7 @@ async fn load(
 ) -> Result<Option<Directory>> {
     let rows = sqlx::query!(
         r#"SELECT d.epoch, d.next_user_no, pg_postmaster_start_time() AS "started_at!",
+                  (SELECT oid FROM pg_database WHERE datname = current_database()) AS "database!",
                   d.tableoid AS "table!", u.user_no AS "user_no?", u.merged_into
            FROM directory d
            LEFT JOIN directory_user u
@@ -137,7 +138,7 @@ async fn load(
     let Some(first) = rows.first() else {
         return Ok(Some(Directory::default()));
     };
-    let history = History::new(first.started_at, first.table);
+    let history = History::new(first.started_at, first.database, first.table);
     let other_history = known.history.is_some_and(|known| known != history);
     if first.epoch < known.epoch || other_history {
         return Ok(None);
