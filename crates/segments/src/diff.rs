@@ -10,8 +10,9 @@ use muster_domain::{
     error::{Error, Result},
     user_set::{Standing, Tombstones, UserSet},
 };
+use muster_identity::Identities;
 use muster_service::outlet::{self, Limits, Messages, Outlet};
-use muster_storage::{Store, WorkspaceId};
+use muster_storage::WorkspaceId;
 use uuid::Uuid;
 
 use crate::{
