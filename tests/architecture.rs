@@ -11,10 +11,17 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("launcher", &[]),
     ("storage", &["domain"]),
     ("service", &["domain", "storage"]),
+    ("identity", &["domain", "storage"]),
     ("keys", &["proto", "domain", "storage", "service"]),
     ("users", &["proto", "domain", "storage", "service"]),
-    ("ingest", &["proto", "domain", "storage", "service"]),
-    ("segments", &["proto", "domain", "storage", "service"]),
+    (
+        "ingest",
+        &["proto", "domain", "storage", "service", "identity"],
+    ),
+    (
+        "segments",
+        &["proto", "domain", "storage", "service", "identity"],
+    ),
     ("client", &["proto", "domain"]),
     // Clients only, never storage: a partner's side of the wire.
     ("bridge", &["proto", "domain", "client"]),

@@ -9,6 +9,7 @@ use std::{collections::BTreeSet, io, net::SocketAddr, num::NonZeroU32, time::Dur
 
 use muster_bridge::rest::RestSettings;
 use muster_client::Connection;
+use muster_identity::Identities;
 use muster_service::server::{Services, Settings as GrpcSettings};
 use muster_storage::{Role, Store};
 use tokio::{net::TcpListener, task::JoinSet};
@@ -64,6 +65,8 @@ pub struct Settings {
     pub bridge_upstream: Option<String>,
     /// Requests an hour that one partner may send for one workspace over REST.
     pub rest_requests_per_hour: NonZeroU32,
+    /// What is held in memory of the directories that are matched against and streamed.
+    pub identity: muster_identity::Settings,
     /// How the ingest server treats imports.
     pub ingest: muster_ingest::Settings,
     /// How long a resolution is kept.
@@ -83,6 +86,7 @@ impl Default for Settings {
             rest_public_url: None,
             bridge_upstream: None,
             rest_requests_per_hour: const { NonZeroU32::new(250_000).expect("it is not 0") },
+            identity: muster_identity::Settings::default(),
             ingest: muster_ingest::Settings::default(),
             resolution_retention: Duration::from_secs(7 * 24 * 60 * 60),
             stream_idle: Duration::from_secs(120),
@@ -201,11 +205,20 @@ fn spawn_grpc(
         };
         muster_users::register(&mut services, store.clone(), users, shutdown.clone());
     }
+    let identities = Identities::new(store.clone(), settings.identity.clone());
+    if serves(Server::Ingest) || serves(Server::Segments) {
+        let (identities, stop) = (identities.clone(), shutdown.clone());
+        tasks.spawn(async move {
+            identities.keep_current(stop).await;
+            ("identity index", Ok(()))
+        });
+    }
     if serves(Server::Ingest) {
         let ingest = settings.ingest.clone();
         muster_ingest::register(
             &mut services,
             store.clone(),
+            identities.clone(),
             ingest.clone(),
             shutdown.clone(),
         );
@@ -221,7 +234,7 @@ fn spawn_grpc(
             idle_timeout: settings.stream_idle,
             ..Default::default()
         };
-        muster_segments::register(&mut services, store.clone(), segments, shutdown.clone());
+        muster_segments::register(&mut services, identities, segments, shutdown.clone());
         let (store, stop) = (store.clone(), shutdown.clone());
         tasks.spawn(async move {
             muster_segments::housekeeping(store, stop).await;

@@ -18,6 +18,7 @@ mod wire;
 use std::time::Duration;
 
 use muster_domain::import::MAX_BATCH_BYTES;
+use muster_identity::Identities;
 use muster_proto::ingest::v1::ingest_service_server::IngestServiceServer;
 use muster_service::server::Services;
 use muster_storage::{Role, Store};
@@ -57,6 +58,7 @@ impl Default for Settings {
 #[derive(Debug, Clone)]
 struct Ingest {
     store: Store,
+    identities: Identities,
     settings: Settings,
     gate: Gate,
     shutdown: CancellationToken,
@@ -67,6 +69,7 @@ struct Ingest {
 pub fn register(
     services: &mut Services,
     store: Store,
+    identities: Identities,
     settings: Settings,
     shutdown: CancellationToken,
 ) {
@@ -74,6 +77,7 @@ pub fn register(
     const ENVELOPE_BYTES: usize = 1024;
     let ingest = Ingest {
         store: store.acting_as(Role::Ingest),
+        identities,
         settings,
         gate: Gate::default(),
         shutdown,

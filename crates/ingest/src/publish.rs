@@ -104,11 +104,13 @@ impl Ingest {
         let mut import = imports::lock(&mut tx, workspace, new.id).await?;
         entry.name(&mut tx, &cohort).await?;
         let digest = batch.digest(ImportDigest::default());
-        let (batch, rejected) = resolve(&mut tx, workspace, batch, &digest).await?;
-        import.next_offset = batch.identifier_count;
+        let identities = &self.identities;
+        let (resolved, rejected) = resolve(identities, &mut tx, workspace, batch, &digest).await?;
+        import.next_offset = resolved.identifier_count;
         check_content(commit, import.next_offset, &digest.finish())?;
-        rejected::insert(&mut tx, workspace, new.id, 0, &rejected).await?;
-        let source = Source::AtOnce(batch);
+        let rejections = batch.rejections(&rejected);
+        rejected::insert(&mut tx, workspace, new.id, 0, &rejections).await?;
+        let source = Source::AtOnce(resolved);
         let outcome = self.publish(tx, caller, workspace, &import, commit, source);
         Ok(Some(outcome.await?))
     }

@@ -14,6 +14,8 @@ pub enum Role {
     Keys,
     /// Writes the user directory.
     Users,
+    /// Reads the user directory, for an index of it in memory.
+    Directory,
     /// Writes cohorts and imports.
     Ingest,
     /// Writes segments and resolutions.
@@ -26,10 +28,11 @@ pub enum Role {
 
 impl Role {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Access,
         Self::Keys,
         Self::Users,
+        Self::Directory,
         Self::Ingest,
         Self::Segments,
         Self::Housekeeping,
@@ -42,6 +45,7 @@ impl Role {
             Self::Access => "muster_access",
             Self::Keys => "muster_keys",
             Self::Users => "muster_users",
+            Self::Directory => "muster_directory",
             Self::Ingest => "muster_ingest",
             Self::Segments => "muster_segments",
             Self::Housekeeping => "muster_housekeeping",

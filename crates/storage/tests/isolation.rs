@@ -107,7 +107,8 @@ async fn refusal(sql: &mut PgConnection, statement: &str) -> String {
     error.to_string()
 }
 
-const SERVERS: [Role; 5] = [
+const SERVERS: [Role; 6] = [
+    Role::Directory,
     Role::Access,
     Role::Keys,
     Role::Users,

@@ -113,6 +113,16 @@ pub(crate) struct ServingArgs {
         hide_env_values = true
     )]
     stream_idle: std::time::Duration,
+    /// Memory for the identifiers of users, over all workspaces; 0 matches in the database alone
+    #[arg(
+        long,
+        env = "MUSTER_IDENTITY_MEMORY",
+        value_name = "SIZE",
+        default_value = "2GiB",
+        value_parser = crate::size::bytes,
+        hide_env_values = true
+    )]
+    identity_memory: usize,
     /// Serve gRPC reflection
     #[arg(long, env = "MUSTER_REFLECTION", hide_env_values = true)]
     reflection: bool,
@@ -130,6 +140,10 @@ impl ServingArgs {
             reflection: self.reflection,
             rest_public_url: self.rest_public_url.clone(),
             rest_requests_per_hour: self.rest_requests_per_hour,
+            identity: muster_identity::Settings {
+                memory_bytes: self.identity_memory,
+                ..defaults.identity
+            },
             ingest: muster_ingest::Settings {
                 import_expiry: self.import_expiry,
                 history_retention: self.history_retention,
@@ -275,7 +289,7 @@ fn failed(failure: Failure) -> CliError {
 async fn check(store: &Store, servers: &BTreeSet<Server>) -> Result<()> {
     store.check_schema().await?;
     let roles = servers.iter().filter_map(|server| server.role());
-    for role in roles.chain([Role::Access, Role::Housekeeping]) {
+    for role in roles.chain([Role::Access, Role::Directory, Role::Housekeeping]) {
         store.acting_as(role).check_role().await?;
     }
     Ok(())

@@ -21,12 +21,18 @@ fn the_digest_is_the_documented_one() {
 fn the_stored_state_of_a_digest_holds_no_end_of_an_identifier() {
     for length in 1..=200 {
         let id = "x".repeat(length);
-        for identifier in [IdentifierRef::external_id(&id), IdentifierRef::alias(&id, &id)] {
+        for identifier in [
+            IdentifierRef::external_id(&id),
+            IdentifierRef::alias(&id, &id),
+        ] {
             let mut digest = ImportDigest::default();
             digest.update(Effect::Add, identifier);
             let state = digest.state();
             // Eight words of hash and a count of blocks; then what is left over, which is nothing.
-            assert!(state[40..].iter().all(|&byte| byte == 0), "{length}: {state:?}");
+            assert!(
+                state[40..].iter().all(|&byte| byte == 0),
+                "{length}: {state:?}"
+            );
         }
     }
 }

@@ -5,9 +5,11 @@
 -- a column on which nothing depends.
 
 REVOKE ALL ON ALL TABLES IN SCHEMA public
-FROM muster_access, muster_keys, muster_users, muster_ingest, muster_segments, muster_housekeeping, muster_backup;
+FROM muster_access, muster_keys, muster_users, muster_directory, muster_ingest, muster_segments,
+    muster_housekeeping, muster_backup;
 GRANT USAGE ON SCHEMA public
-TO muster_access, muster_keys, muster_users, muster_ingest, muster_segments, muster_housekeeping, muster_backup;
+TO muster_access, muster_keys, muster_users, muster_directory, muster_ingest, muster_segments,
+    muster_housekeeping, muster_backup;
 
 -- Each server makes sure that the schema is the one it knows.
 GRANT SELECT ON _sqlx_migrations TO muster_keys, muster_users, muster_ingest, muster_segments;
@@ -37,7 +39,7 @@ GRANT INSERT ON directory TO muster_keys;
 GRANT SELECT, UPDATE ON directory TO muster_users;
 GRANT SELECT, INSERT, UPDATE ON directory_user TO muster_users;
 GRANT SELECT, INSERT, UPDATE, DELETE ON user_identifier TO muster_users;
-GRANT SELECT ON directory, directory_user, user_identifier TO muster_ingest, muster_segments;
+GRANT SELECT ON directory, directory_user, user_identifier TO muster_directory, muster_ingest, muster_segments;
 
 -- Cohorts and imports.
 GRANT SELECT, INSERT, UPDATE ON cohort, cohort_import TO muster_ingest;

@@ -7,8 +7,8 @@ DECLARE
     may_act text := CASE WHEN current_setting('server_version_num')::int < 160000 THEN 'MEMBER' ELSE 'SET' END;
 BEGIN
     FOREACH name IN ARRAY ARRAY[
-        'muster_access', 'muster_keys', 'muster_users', 'muster_ingest', 'muster_segments',
-        'muster_housekeeping', 'muster_backup'
+        'muster_access', 'muster_keys', 'muster_users', 'muster_directory', 'muster_ingest',
+        'muster_segments', 'muster_housekeeping', 'muster_backup'
     ] LOOP
         IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = name) THEN
             BEGIN
