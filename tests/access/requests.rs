@@ -12,7 +12,7 @@ use crate::{wire, world::World};
 
 /// What an rpc is about, and so who may see it.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum About {
+pub(crate) enum About {
     /// One workspace, named in the request.
     Workspace,
     /// Things of workspaces, named by their ids only.
@@ -25,22 +25,22 @@ pub enum About {
 
 /// An rpc and a request that it accepts.
 #[derive(Debug)]
-pub struct Row {
+pub(crate) struct Row {
     /// The rpc, as `muster.package.v1.Service/Method`.
-    pub rpc: &'static str,
+    pub(crate) rpc: &'static str,
     /// The scope that a service token needs.
-    pub scope: &'static str,
+    pub(crate) scope: &'static str,
     /// Whether a data import key will do.
-    pub key: bool,
+    pub(crate) key: bool,
     /// What it is about.
-    pub about: About,
+    pub(crate) about: About,
     /// The request.
-    pub request: &'static str,
+    pub(crate) request: &'static str,
 }
 
 impl Row {
     /// The names in braces of the request.
-    pub fn names(&self) -> BTreeSet<&'static str> {
+    pub(crate) fn names(&self) -> BTreeSet<&'static str> {
         let parts = self.request.split('{').skip(1);
         let names = parts.filter_map(|part| Some(part.split_once('}')?.0));
         let is_name = |name: &&str| name.chars().all(|c| c.is_ascii_lowercase() || c == '_');
@@ -51,7 +51,7 @@ impl Row {
     }
 
     /// The request with things of a world, except for these.
-    pub fn request(&self, world: &World, except: &[(&str, &str)]) -> Value {
+    pub(crate) fn request(&self, world: &World, except: &[(&str, &str)]) -> Value {
         let mut text = self.request.to_owned();
         for name in self.names() {
             let other = except.iter().find(|(other, _)| *other == name);
@@ -90,7 +90,7 @@ use About::{Deployment, Thing, Visible, Workspace};
 
 /// At least one row for every rpc of the contract; see
 /// [`every_rpc_has_a_row`](crate::matrix::every_rpc_has_a_row).
-pub const ROWS: &[Row] = &[
+pub(crate) const ROWS: &[Row] = &[
     row(
         "muster.keys.v1.KeyService/CreateKey",
         "keys:write",
@@ -267,8 +267,8 @@ pub const ROWS: &[Row] = &[
     shared(
         "muster.ingest.v1.IngestService/UpsertCohort",
         "cohorts:write",
-        r#"{"workspace": "{workspace}", "partner": "{partner}", "cohort_id": "{cohort}",
-            "name": "autumn", "request_id": "{request}"}"#,
+        r#"{"workspace": "{workspace}", "partner": "{partner}",
+            "cohort_id": "{cohort_to_archive}", "name": "autumn", "request_id": "{request}"}"#,
     ),
     shared(
         "muster.ingest.v1.IngestService/GetCohort",
@@ -426,7 +426,7 @@ pub const ROWS: &[Row] = &[
 ];
 
 /// What is the matter with the table, in words for whoever added an rpc.
-pub fn complaints() -> Vec<String> {
+pub(crate) fn complaints() -> Vec<String> {
     let mut complaints = Vec::new();
     for rpc in wire::rpcs() {
         let name = wire::name(&rpc);

@@ -14,10 +14,10 @@ use tracing_subscriber::{Layer, Registry, layer::Context, prelude::*};
 
 /// The statements since they were last taken.
 #[derive(Clone, Default)]
-pub struct Statements(Arc<Mutex<Vec<String>>>);
+pub(crate) struct Statements(Arc<Mutex<Vec<String>>>);
 
 /// Begins to listen, once in a process.
-pub fn listen() -> Statements {
+pub(crate) fn listen() -> Statements {
     static HEARD: LazyLock<Statements> = LazyLock::new(|| {
         let heard = Statements::default();
         let subscriber = Registry::default().with(heard.clone());
@@ -29,7 +29,7 @@ pub fn listen() -> Statements {
 
 impl Statements {
     /// The statements heard since the last time.
-    pub fn take(&self) -> Vec<String> {
+    pub(crate) fn take(&self) -> Vec<String> {
         std::mem::take(&mut self.0.lock().unwrap())
     }
 }

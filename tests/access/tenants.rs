@@ -62,6 +62,7 @@ impl Twins<'_> {
         self.heard.take();
         let mut answer = self.on.call(self.row.rpc, &request, self.bearer).await;
         let cost = self.heard.take();
+        assert!(!cost.is_empty(), "the credential at least is looked up");
         for (_, value) in except {
             answer.message = answer.message.replace(value, "…");
             for message in &mut answer.messages {

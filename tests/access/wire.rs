@@ -22,7 +22,7 @@ static CONTRACT: LazyLock<DescriptorPool> =
     LazyLock::new(|| DescriptorPool::decode(muster_proto::FILE_DESCRIPTOR_SET).unwrap());
 
 /// Every rpc of the contract.
-pub fn rpcs() -> impl Iterator<Item = MethodDescriptor> {
+pub(crate) fn rpcs() -> impl Iterator<Item = MethodDescriptor> {
     CONTRACT.services().flat_map(|service| {
         let methods: Vec<MethodDescriptor> = service.methods().collect();
         methods
@@ -30,30 +30,30 @@ pub fn rpcs() -> impl Iterator<Item = MethodDescriptor> {
 }
 
 /// An rpc as the rows name it, such as `muster.keys.v1.KeyService/GetKey`.
-pub fn name(rpc: &MethodDescriptor) -> String {
+pub(crate) fn name(rpc: &MethodDescriptor) -> String {
     format!("{}/{}", rpc.parent_service().full_name(), rpc.name())
 }
 
 /// The rpc of this name.
-pub fn rpc(name: &str) -> Option<MethodDescriptor> {
+pub(crate) fn rpc(name: &str) -> Option<MethodDescriptor> {
     rpcs().find(|rpc| self::name(rpc) == name)
 }
 
 /// What came of a call.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Answer {
+pub(crate) struct Answer {
     /// `OK` or the reason of the refusal.
-    pub code: Code,
+    pub(crate) code: Code,
     /// The stable reason; empty if it was carried out.
-    pub reason: String,
+    pub(crate) reason: String,
     /// What the server says.
-    pub message: String,
+    pub(crate) message: String,
     /// The messages that came, in JSON.
-    pub messages: Vec<Value>,
+    pub(crate) messages: Vec<Value>,
 }
 
 /// Calls an rpc and reads its answers to the end. Each header is a name and a value.
-pub async fn call(
+pub(crate) async fn call(
     channel: &Channel,
     rpc: &MethodDescriptor,
     request: &Value,

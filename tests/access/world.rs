@@ -20,10 +20,10 @@ use uuid::Uuid;
 use crate::wire::{self, Answer};
 
 /// Another workspace than the shop's.
-pub const RIVAL: &str = "rival";
+pub(crate) const RIVAL: &str = "rival";
 
 /// Another partner, that both workspaces have enabled, too.
-pub const OTHER_PARTNER: &str = "amplitude";
+pub(crate) const OTHER_PARTNER: &str = "amplitude";
 
 /// A partner that is enabled and disabled.
 const SPARE_PARTNER: &str = "spare";
@@ -33,17 +33,17 @@ const MORE_USERS: usize = 40;
 
 /// A deployment with two workspaces and two partners. One at a time in this process, since what is
 /// said to the database is listened to.
-pub struct Deployment {
+pub(crate) struct Deployment {
     /// Its servers.
-    pub muster: Muster,
+    pub(crate) muster: Muster,
     /// A connection without a credential.
-    pub channel: Channel,
+    pub(crate) channel: Channel,
     _alone: MutexGuard<'static, ()>,
 }
 
 impl Deployment {
     /// Starts it and creates what stands in the control tables.
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         static ALONE: Mutex<()> = Mutex::const_new(());
         let alone = ALONE.lock().await;
         let muster = Muster::start().await;
@@ -75,27 +75,32 @@ impl Deployment {
     }
 
     /// Calls an rpc with a bearer credential.
-    pub async fn call(&self, rpc: &str, request: &Value, bearer: &str) -> Answer {
+    pub(crate) async fn call(&self, rpc: &str, request: &Value, bearer: &str) -> Answer {
         let bearer = format!("Bearer {bearer}");
         let headers = [("authorization", bearer.as_str())];
         self.call_with(rpc, request, &headers).await
     }
 
     /// Calls an rpc with headers.
-    pub async fn call_with(&self, rpc: &str, request: &Value, headers: &[(&str, &str)]) -> Answer {
+    pub(crate) async fn call_with(
+        &self,
+        rpc: &str,
+        request: &Value,
+        headers: &[(&str, &str)],
+    ) -> Answer {
         let rpc = wire::rpc(rpc).unwrap_or_else(|| panic!("{rpc} is not in the contract"));
         wire::call(&self.channel, &rpc, request, headers).await
     }
 
     /// Calls an rpc as the operator, who must be served; returns the first answer, if any.
-    pub async fn operator(&self, rpc: &str, request: Value) -> Value {
+    pub(crate) async fn operator(&self, rpc: &str, request: Value) -> Value {
         let answer = self.call(rpc, &request, &self.muster.operator_token).await;
         assert_eq!(answer.reason, "", "{rpc} {request}: {answer:?}");
         answer.messages.into_iter().next().unwrap_or_default()
     }
 
     /// A new service token; for every workspace if none is named.
-    pub async fn token(&self, workspace: &str, scopes: &[&str]) -> Made {
+    pub(crate) async fn token(&self, workspace: &str, scopes: &[&str]) -> Made {
         let request = json!({ "workspace": workspace, "label": "test", "scopes": scopes });
         let rpc = "muster.keys.v1.IntegrationService/CreateServiceToken";
         let made = self.operator(rpc, request).await;
@@ -103,7 +108,7 @@ impl Deployment {
     }
 
     /// A new data import key.
-    pub async fn key(&self, workspace: &str, partner: &str) -> Made {
+    pub(crate) async fn key(&self, workspace: &str, partner: &str) -> Made {
         let request = json!({ "workspace": workspace, "partner": partner });
         let made = self
             .operator("muster.keys.v1.KeyService/CreateKey", request)
@@ -112,7 +117,7 @@ impl Deployment {
     }
 
     /// A new partner API key.
-    pub async fn partner_key(&self, partner: &str) -> Made {
+    pub(crate) async fn partner_key(&self, partner: &str) -> Made {
         let rpc = "muster.keys.v1.IntegrationService/CreatePartnerApiKey";
         let made = self.operator(rpc, json!({ "partner": partner })).await;
         Made::new(&made["secret"], &made["key"]["keyId"])
@@ -120,11 +125,11 @@ impl Deployment {
 }
 
 /// A credential that was made.
-pub struct Made {
+pub(crate) struct Made {
     /// Its secret.
-    pub secret: String,
+    pub(crate) secret: String,
     /// Its id.
-    pub id: String,
+    pub(crate) id: String,
 }
 
 impl Made {
@@ -138,11 +143,11 @@ impl Made {
 
 /// One of everything, by the name that stands for it in a request.
 #[derive(Debug, Clone)]
-pub struct World(BTreeMap<&'static str, String>);
+pub(crate) struct World(BTreeMap<&'static str, String>);
 
 impl World {
     /// Makes one of everything.
-    pub async fn make(on: &Deployment, workspace: &str, partner: &str) -> Self {
+    pub(crate) async fn make(on: &Deployment, workspace: &str, partner: &str) -> Self {
         let mut world = Self(BTreeMap::new());
         let mark = format!("{workspace}-{partner}");
         world.set("mark", &mark);
@@ -157,7 +162,7 @@ impl World {
     }
 
     /// Ids that look like those of a world and of which none exists.
-    pub fn of_nothing(like: &Self) -> Self {
+    pub(crate) fn of_nothing(like: &Self) -> Self {
         let mut world = like.clone();
         for (name, value) in &mut world.0 {
             *value = match *name {
@@ -180,7 +185,7 @@ impl World {
     }
 
     /// What a name stands for.
-    pub fn get(&self, name: &str) -> String {
+    pub(crate) fn get(&self, name: &str) -> String {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         match name {
             "fresh" => format!("fresh-{}", COUNT.fetch_add(1, Ordering::Relaxed)),
@@ -197,7 +202,7 @@ impl World {
     }
 
     /// A text that is part of everything in it that has a name.
-    pub fn mark(&self) -> String {
+    pub(crate) fn mark(&self) -> String {
         self.get("mark")
     }
 
