@@ -115,7 +115,6 @@ where
             }
         }
     }
-
 }
 
 impl<S, B> hyper::service::Service<Request<Incoming>> for Serving<S>

@@ -91,7 +91,8 @@ impl Listener {
         B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let _following = (self.tls.clone()).map(|tls| AbortOnDropHandle::new(tokio::spawn(tls.follow())));
+        let _following =
+            (self.tls.clone()).map(|tls| AbortOnDropHandle::new(tokio::spawn(tls.follow())));
         let limits = Arc::new(limits);
         let room = Room::new(&limits);
         let mut full = Full::default();
@@ -173,8 +174,14 @@ struct Full {
 impl Full {
     fn refused(&mut self) {
         self.refused += 1;
-        if self.told.is_none_or(|told| told.elapsed() > FULL_LOG_INTERVAL) {
-            tracing::warn!(refused = self.refused, "closed new connections: all are busy");
+        if self
+            .told
+            .is_none_or(|told| told.elapsed() > FULL_LOG_INTERVAL)
+        {
+            tracing::warn!(
+                refused = self.refused,
+                "closed new connections: all are busy"
+            );
             *self = Self {
                 refused: 0,
                 told: Some(Instant::now()),

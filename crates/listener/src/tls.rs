@@ -117,8 +117,7 @@ impl Tls {
             failed = config.is_err();
             match config {
                 Ok(config) => {
-                    *self.config.write().unwrap_or_else(PoisonError::into_inner) =
-                        Arc::new(config);
+                    *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
                     tracing::info!(certificate = %self.files.certificate.display(), "read a new certificate");
                 }
                 Err(error) => {
