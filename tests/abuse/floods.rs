@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use futures::{StreamExt as _, future::join_all};
-use muster_proto::ingest::v1::{self as pb, ingest_cohort_request as ask, ingest_cohort_response as told};
+use muster_proto::ingest::v1::{
+    self as pb, ingest_cohort_request as ask, ingest_cohort_response as told,
+};
 use muster_tests::{PARTNER, identified};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -113,7 +115,10 @@ async fn giant_headers_are_refused_or_cut() {
     assert!(sent < 10_000);
     // Over HTTP/1 as well.
     let mut plain = tokio::net::TcpStream::connect(target.rest).await.unwrap();
-    let head = format!("POST / HTTP/1.1\r\nhost: x\r\nx: {}\r\n\r\n", "z".repeat(1 << 20));
+    let head = format!(
+        "POST / HTTP/1.1\r\nhost: x\r\nx: {}\r\n\r\n",
+        "z".repeat(1 << 20)
+    );
     // The server may close before all is written.
     let _ = plain.write_all(head.as_bytes()).await;
     let mut answer = Vec::new();
@@ -268,7 +273,9 @@ async fn what_is_compressed_is_not_unpacked() {
             }
         }
     };
-    tokio::time::timeout(BOUND, answer).await.expect("refused in time");
+    tokio::time::timeout(BOUND, answer)
+        .await
+        .expect("refused in time");
     // REST takes the bytes for what they are, which is no JSON; 413 if they are too many.
     let http = reqwest::Client::new();
     let url = format!("http://{}/partners/{PARTNER}/cohorts", target.rest);

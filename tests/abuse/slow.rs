@@ -78,7 +78,9 @@ async fn silent_again(target: &Target) -> Result<(), tokio::time::error::Elapsed
     let mut stream = TcpStream::connect(target.grpc).await.unwrap();
     let mut all = Vec::new();
     let read = stream.read_to_end(&mut all);
-    tokio::time::timeout(Duration::from_secs(45), read).await.map(|_| ())
+    tokio::time::timeout(Duration::from_secs(45), read)
+        .await
+        .map(|_| ())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -105,7 +107,9 @@ async fn idle_connections_up_to_the_limit_keep_nobody_out() {
     target.serves_others().await;
     let ended = join_all(held.into_iter().map(|mut stream| async move {
         let read = stream.read(&mut [0; 1]);
-        tokio::time::timeout(Duration::from_secs(2), read).await.is_ok()
+        tokio::time::timeout(Duration::from_secs(2), read)
+            .await
+            .is_ok()
     }))
     .await;
     let ended = ended.into_iter().filter(|ended| *ended).count();

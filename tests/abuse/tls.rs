@@ -165,7 +165,10 @@ impl Secured {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let root = self.certificates.servers.pem();
         let root = reqwest::Certificate::from_pem(root.as_bytes()).unwrap();
-        let client = reqwest::Client::builder().tls_certs_only([root]).build().unwrap();
+        let client = reqwest::Client::builder()
+            .tls_certs_only([root])
+            .build()
+            .unwrap();
         let url = format!("{scheme}://{}/nowhere", self.rest);
         let answer = client.get(url).send().await.ok()?;
         Some(answer.status().as_u16())
@@ -280,7 +283,9 @@ async fn until(condition: impl AsyncFn() -> bool) {
 fn plaintext_is_for_loopback_unless_one_insists() {
     let refused = |words: &[&str]| {
         let mut command: Command = process::command(program());
-        command.args(words).env("DATABASE_URL", "postgres://127.0.0.1:1/x");
+        command
+            .args(words)
+            .env("DATABASE_URL", "postgres://127.0.0.1:1/x");
         let done = command.output().unwrap();
         (done.status.code(), String::from_utf8(done.stderr).unwrap())
     };
