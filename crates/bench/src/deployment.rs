@@ -5,6 +5,7 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Child, Command},
+    time::{Duration, Instant},
 };
 
 use muster_client::{Connection, Credential};
@@ -25,6 +26,41 @@ pub(crate) const WORKSPACE: &str = "bench";
 
 /// Slug of the partner.
 pub(crate) const PARTNER: &str = "tinyclues";
+
+/// How long the identity index may take to be loaded.
+const INDEX_LOAD: Duration = Duration::from_secs(600);
+
+/// What an identity index took.
+#[derive(Debug)]
+pub(crate) struct IndexLoad {
+    /// Its memory.
+    pub(crate) bytes: f64,
+    /// How long it was read from Postgres.
+    pub(crate) took: Duration,
+}
+
+impl IndexLoad {
+    /// The line of the log that says so.
+    fn parse(line: &str) -> Option<Self> {
+        let line: Value = serde_json::from_str(line).ok()?;
+        if line["message"] != "directory loaded" {
+            return None;
+        }
+        let took = line["took"].as_str()?;
+        let unit = took.find(|c: char| c.is_alphabetic() || c == 'µ')?;
+        let (number, unit) = took.split_at(unit);
+        let seconds = match unit {
+            "s" => 1.0,
+            "ms" => 1e-3,
+            "µs" => 1e-6,
+            _ => return None,
+        };
+        Some(Self {
+            bytes: line["bytes"].as_f64()?,
+            took: Duration::try_from_secs_f64(number.parse::<f64>().ok()? * seconds).ok()?,
+        })
+    }
+}
 
 /// It runs until this is dropped, or the program ends in whatever way; then nothing is left of it.
 pub(crate) struct Deployment {
@@ -183,6 +219,22 @@ impl Deployment {
         Ok(PgConnection::connect(&url).await?)
     }
 
+    /// What the identity index of the workspace took, once it is in memory; its load has to have
+    /// begun.
+    pub(crate) async fn index_loaded(&self) -> Result<IndexLoad> {
+        let deadline = Instant::now() + INDEX_LOAD;
+        loop {
+            let server = self.server.as_ref().ok_or("muster does not run")?;
+            if let Some(loaded) = server.stderr().lines().find_map(IndexLoad::parse) {
+                return Ok(loaded);
+            }
+            if Instant::now() > deadline {
+                return Err(format!("no index was loaded: {}", server.stderr()).into());
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     /// The most memory that the process had at once so far, in MiB.
     pub(crate) fn peak_memory_mib(&self) -> Result<f64> {
         let server = self.server.as_ref().ok_or("muster does not run")?;
@@ -207,4 +259,19 @@ fn forget(directory: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_log_tells_what_an_index_took() {
+        let line = r#"{"message":"directory loaded","workspace":1,"bytes":4200,"took":"52.5ms"}"#;
+        let loaded = IndexLoad::parse(line).unwrap();
+        assert_eq!(loaded.bytes, 4_200.0);
+        assert_eq!(loaded.took, Duration::from_micros(52_500));
+        assert!(IndexLoad::parse("PostgreSQL accepts connections").is_none());
+        assert!(IndexLoad::parse(r#"{"message":"ready"}"#).is_none());
+    }
 }

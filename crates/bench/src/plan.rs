@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::{
     Arguments, Result,
-    deployment::Deployment,
+    deployment::{Deployment, IndexLoad},
     machine::Machine,
     muster::{self, Import, check, difference},
     people::{draw, external_ids},
@@ -75,8 +75,17 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<Report> {
     if arguments.growth.is_empty() {
         bench.measure_all(&mut report, &last.cohorts).await?;
     }
-    let rate = imported.users_per_s();
-    report.at_least("import_users_per_s", rate, "users/s", 100_000.0);
+    let imported_per_s = imported.users_per_s();
+    report.at_least("import_users_per_s", imported_per_s, "users/s", 100_000.0);
+    let loaded_per_s = rate(last.users.into(), last.index.took);
+    report.at_least(
+        "index_load_users_per_s",
+        loaded_per_s,
+        "users/s",
+        1_000_000.0,
+    );
+    let index_bytes = last.index.bytes / f64::from(last.users);
+    report.at_most("index_bytes_per_user", index_bytes, "bytes", 100.0);
     imported.report(&mut bench, &mut report).await?;
     report_growth(&measured, &mut report);
     report.state("raw_copy_in_ids_per_s", last.ingest.theirs(), "ids/s");
@@ -123,6 +132,7 @@ struct Stage {
     ingest: Pairs,
     /// Users a second, Muster's and raw `COPY`'s.
     resolve: Pairs,
+    index: IndexLoad,
 }
 
 impl Stage {
@@ -131,10 +141,13 @@ impl Stage {
         let b = external_ids(&draw(users, count.div_ceil(2), 2));
         let lines = Lines::of(&a);
         let mut ingest = Pairs::default();
-        // The first import finds nothing in memory yet.
         let a_name = format!("a-{users}");
         let b_name = format!("b-{users}");
+        // A process of its own for each size: the first import finds nothing in memory, is matched
+        // by SQL and has the index loaded.
+        bench.start_cold().await?;
         muster::ingest(&bench.deployment, Import::of(&b_name, &b)).await?;
+        let index = bench.deployment.index_loaded().await?;
         muster::ingest(&bench.deployment, Import::of(&a_name, &a)).await?;
         for repeat in 0..bench.repeats {
             bench.rows.settle().await?;
@@ -170,6 +183,7 @@ impl Stage {
             cohorts,
             ingest,
             resolve,
+            index,
         })
     }
 }
@@ -225,6 +239,13 @@ impl Bench {
             deployment,
             repeats: arguments.repeats,
         })
+    }
+
+    /// Begins anew with nothing in memory.
+    async fn start_cold(&mut self) -> Result<()> {
+        self.deployment.start_cold()?;
+        self.rows = Rows::open(&self.deployment).await?;
+        Ok(())
     }
 
     async fn measure_all(&mut self, report: &mut Report, cohorts: &Cohorts) -> Result<()> {
@@ -360,8 +381,7 @@ impl Bench {
             self.deployment.start_cold()?;
             let (found, ours) = muster::count(&self.deployment, filter()).await?;
             check("members counted", found, expected)?;
-            self.deployment.start_cold()?;
-            self.rows = Rows::open(&self.deployment).await?;
+            self.start_cold().await?;
             let (found, theirs) = self.rows.count().await?;
             check("rows counted", found, expected)?;
             pairs.push(millis(ours), millis(theirs));

@@ -18,6 +18,8 @@ const METRICS: &[&str] = &[
     "count_cold_ms",
     "import_users_per_s",
     "import_wal_bytes_per_user",
+    "index_load_users_per_s",
+    "index_bytes_per_user",
     "directory_bytes_per_user",
     "cohort_bytes_per_member",
     "delta_commit_ms_p50",
