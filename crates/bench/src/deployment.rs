@@ -146,6 +146,8 @@ impl Deployment {
             .arg("up")
             .args(["--grpc-listen", "127.0.0.1:0"])
             .args(["--rest-listen", "127.0.0.1:0"])
+            // A bound, not what is taken: twenty million users come close to the default.
+            .args(["--identity-memory", "8GiB"])
             .arg("--data-dir")
             .arg(self.data_dir());
         // The clean-up of the server removes its output.
