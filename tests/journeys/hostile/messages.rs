@@ -5,7 +5,8 @@ use std::sync::LazyLock;
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use prost::Message as _;
 use prost_reflect::{
-    DynamicMessage, FieldDescriptor, Kind, MessageDescriptor, MethodDescriptor, Value,
+    DynamicMessage, FieldDescriptor, Kind, MessageDescriptor, MethodDescriptor,
+    ReflectMessage as _, Value,
 };
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
 
@@ -49,7 +50,7 @@ pub(super) fn calls(rpc: &MethodDescriptor, known: &Known, most: usize) -> Vec<C
     calls.truncate(most);
     for at in 0..good.len() {
         let bytes = good[at].encode_to_vec();
-        for round in 0..10 {
+        for round in 0..5 {
             let mut damaged = bytes.clone();
             for _ in 0..rng.random_range(1..4) {
                 if !damaged.is_empty() {
@@ -281,7 +282,7 @@ fn deep_filters(filter: &MessageDescriptor, known: &Known) -> Vec<(String, Value
         }
         (format!("{levels} levels"), Value::Message(inner))
     };
-    [31, 32, 33, 90, 2_000].map(nested).to_vec()
+    [31, 32, 33, 45, 150].map(nested).to_vec()
 }
 
 /// Texts that some layer below may not like, or take for something else.

@@ -258,3 +258,13 @@ fn what_is_no_regular_file_is_refused_because_it_is_read_more_than_once() {
         assert!(matches!(error, FileError::NotAFile), "{path}: {error}");
     }
 }
+
+#[test]
+fn an_audience_that_muster_wrote_is_read_back_exactly() {
+    let (ids, _) = read(b"user_no,external_id\n7,'=1+1\n8,''+1\n9,'x'\n");
+    let exact = ["external_id==1+1", "external_id='+1", "external_id='x'"];
+    assert_eq!(ids, exact);
+    // In files of others an apostrophe belongs to the identifier.
+    let (ids, _) = read(b"external_id\n'=1\n");
+    assert_eq!(ids, ["external_id='=1"]);
+}
