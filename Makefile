@@ -7,7 +7,7 @@ SHELL := /bin/bash
 # Building needs no database: the SQL is checked against the descriptions in crates/storage/.sqlx.
 export SQLX_OFFLINE := true
 
-.PHONY: help setup setup-test build demo test faults lint deny advisories fmt prepare clean
+.PHONY: help setup setup-test build demo test faults lint fuzz deny advisories fmt prepare clean
 
 help: ## What there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,10 @@ faults: setup-test build ## Break it on purpose: make faults ROUNDS=200 SEED=7 C
 lint: setup ## Formatting and lints
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- --deny warnings
+
+# libFuzzer needs a flag of the nightly compiler; RUSTC_BOOTSTRAP lets the stable one take it.
+fuzz: setup-test ## Give hostile bytes to what reads them: make fuzz SECONDS_EACH=600 TARGET=filter_text
+	scripts/fuzz $(TARGET)
 
 deny: setup-test ## Licences, sources and duplicates of the dependencies
 	cargo deny --locked --workspace check --hide-inclusion-graph licenses bans sources

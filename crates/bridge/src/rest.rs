@@ -16,6 +16,8 @@ use muster_client::Connection;
 
 mod answer;
 mod body;
+#[doc(hidden)]
+pub mod fuzzing;
 mod limit;
 mod routes;
 mod server;

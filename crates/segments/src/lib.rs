@@ -27,6 +27,8 @@ use muster_service::server::Services;
 use muster_storage::Store;
 use tokio_util::sync::CancellationToken;
 
+#[doc(hidden)]
+pub use audience::fuzz_resume_token;
 pub use resolutions::housekeeping;
 
 /// Largest request, in bytes: a filter of 1,000 nodes and a text of 64 KiB fit.

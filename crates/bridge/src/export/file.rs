@@ -242,7 +242,7 @@ impl Read for Counted {
 }
 
 /// The text of a file: decompressed if it is gzip, without a byte order mark.
-fn decoded(file: Counted) -> io::Result<Box<dyn BufRead>> {
+fn decoded(file: impl Read + 'static) -> io::Result<Box<dyn BufRead>> {
     let (magic, file) = peek(
         BufReader::with_capacity(BUFFER_BYTES, file),
         GZIP_MAGIC.len(),
@@ -394,6 +394,35 @@ impl Iterator for FileRows {
             }
         }
         None
+    }
+}
+
+/// The way in of a fuzz target (`tests/fuzz`); not an interface.
+///
+/// # Panics
+/// If a row is neither somebody nor malformed.
+#[doc(hidden)]
+pub fn fuzz(bytes: &[u8]) {
+    let Ok(text) = decoded(io::Cursor::new(bytes.to_vec())) else {
+        return;
+    };
+    let mut rows = Rows::new(text);
+    let Ok(header) = Header::read(&mut rows) else {
+        return;
+    };
+    let result = Arc::default();
+    let people = FileRows {
+        rows,
+        header,
+        tally: FileTally::default(),
+        result: Arc::clone(&result),
+        failed: false,
+    };
+    let people = people.take_while(Result::is_ok).count() as u64;
+    let tally = result.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(tally) = &*tally {
+        assert_eq!(people, tally.identifiers);
+        assert_eq!(tally.rows, people + tally.malformed.len() as u64);
     }
 }
 

@@ -241,6 +241,24 @@ impl<R: Read> Read for Terminated<R> {
     }
 }
 
+/// The way in of a fuzz target (`tests/fuzz`); not an interface.
+///
+/// # Panics
+/// If lines go back, or a row is a user without an identifier.
+pub(crate) fn fuzz(bytes: &[u8]) {
+    let Ok(reader) = UserReader::new(bytes, true) else {
+        return;
+    };
+    let mut line = 1;
+    for row in reader.map_while(Result::ok) {
+        assert!(row.line > line, "line {} after {line}", row.line);
+        line = row.line;
+        if let Ok(user) = row.user {
+            assert!(identifier_count(&user) > 0);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
