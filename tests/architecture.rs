@@ -9,8 +9,9 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("proto", &[]),
     ("domain", &[]),
     ("launcher", &[]),
+    ("listener", &[]),
     ("storage", &["domain"]),
-    ("service", &["domain", "storage"]),
+    ("service", &["domain", "storage", "listener"]),
     ("identity", &["domain", "storage"]),
     ("keys", &["proto", "domain", "storage", "service"]),
     ("users", &["proto", "domain", "storage", "service"]),
@@ -24,7 +25,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ),
     ("client", &["proto", "domain"]),
     // Clients only, never storage: a partner's side of the wire.
-    ("bridge", &["proto", "domain", "client"]),
+    ("bridge", &["proto", "domain", "client", "listener"]),
     ("testbed", &["launcher", "storage"]),
 ];
 

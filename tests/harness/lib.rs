@@ -74,8 +74,8 @@ impl Muster {
         let store = muster_testbed::store().await;
         let operator = muster_keys::bootstrap_operator(&store).await.unwrap();
         let listeners = Listeners {
-            grpc: Some(TcpListener::bind("127.0.0.1:0").await.unwrap()),
-            rest: Some(TcpListener::bind("127.0.0.1:0").await.unwrap()),
+            grpc: Some(TcpListener::bind("127.0.0.1:0").await.unwrap().into()),
+            rest: Some(TcpListener::bind("127.0.0.1:0").await.unwrap().into()),
         };
         let grpc = listeners.grpc_url().unwrap();
         let rest = listeners.rest_url().unwrap();

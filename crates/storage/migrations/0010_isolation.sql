@@ -8,9 +8,10 @@ BEGIN
     EXECUTE format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY', target);
     -- Also for the owner, unless it is a superuser.
     EXECUTE format('ALTER TABLE %s FORCE ROW LEVEL SECURITY', target);
-    -- A setting that was used once in a session is empty afterwards, not null.
+    -- A setting that was used once in a session is empty afterwards, not null. Selected, it is read
+    -- once a statement, not once a row.
     EXECUTE format(
-        'CREATE POLICY workspace ON %s USING (workspace_id = nullif(current_setting(''muster.workspace'', true), '''')::bigint)',
+        'CREATE POLICY workspace ON %s USING (workspace_id = (SELECT nullif(current_setting(''muster.workspace'', true), '''')::bigint))',
         target);
     -- Who acts in the role, not everybody that could.
     EXECUTE format('CREATE POLICY backup ON %s FOR SELECT TO muster_backup USING (current_user = ''muster_backup'')', target);

@@ -83,8 +83,7 @@ pub(crate) async fn start_with(settings: Settings) -> Harness {
                 muster_proto::FILE_DESCRIPTOR_SET,
                 stop,
             )
-            .await
-            .unwrap();
+            .await;
     });
     let operator = token(&store, &endpoint).await;
     let (key, partner) = key(&store, &endpoint, workspace, "tinyclues").await;

@@ -72,7 +72,7 @@ impl Deployment {
         tokio::spawn(async move {
             let settings = server::Settings::default();
             let serve = services.serve(listener, serving, &settings, &[], stop);
-            serve.await.unwrap();
+            serve.await;
         });
         let anonymous = Connection::new(&endpoint, None).unwrap();
         let (token, credential) = token(&store, Some(shop.id)).await;
