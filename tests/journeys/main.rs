@@ -4,6 +4,7 @@
 
 mod campaign;
 mod hostile;
+mod erasure;
 mod matching;
 mod model;
 mod operator;
