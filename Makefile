@@ -11,7 +11,7 @@ export SQLX_OFFLINE := true
 USERS ?= 5000000
 IDS ?= 1000000
 
-.PHONY: help setup setup-test build demo test faults bench bench-growth lint deny advisories fmt prepare clean
+.PHONY: help setup setup-test build demo test faults bench bench-growth lint fuzz deny advisories fmt prepare clean
 
 help: ## What there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,10 @@ bench-growth: build ## Measure ingest and audience as the directory grows to 20 
 lint: setup ## Formatting and lints
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- --deny warnings
+
+# libFuzzer needs a flag of the nightly compiler; RUSTC_BOOTSTRAP lets the stable one take it.
+fuzz: setup-test ## Give hostile bytes to what reads them: make fuzz SECONDS_EACH=600 TARGET=filter_text
+	scripts/fuzz $(TARGET)
 
 deny: setup-test ## Licences, sources and duplicates of the dependencies
 	cargo deny --locked --workspace check --hide-inclusion-graph licenses bans sources
