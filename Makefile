@@ -38,7 +38,7 @@ faults: setup-test build ## Break it on purpose: make faults ROUNDS=200 SEED=7 C
 bench: build ## Measure it on this machine, next to plain Postgres: make bench USERS=1000000 IDS=200000
 	cargo run --release --locked --package muster-bench -- --users $(USERS) --ids $(IDS)
 
-bench-growth: build ## Measure it as the directory grows to 20 million users; takes 25 GB of disk
+bench-growth: build ## Measure ingest and audience as the directory grows to 20 million users
 	cargo run --release --locked --package muster-bench -- --ids $(IDS) \
 		--growth 1000000,5000000,20000000 --repeats 3 --json target/bench-growth.json
 
