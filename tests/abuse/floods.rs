@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use futures::{StreamExt as _, future::join_all};
-use muster_proto::ingest::v1::{self as pb, ingest_cohort_request as ask, ingest_cohort_response as told};
+use muster_proto::ingest::v1::{
+    self as pb, ingest_cohort_request as ask, ingest_cohort_response as told,
+};
 use muster_tests::{PARTNER, identified};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -113,7 +115,10 @@ async fn giant_headers_are_refused_or_cut() {
     assert!(sent < 10_000);
     // Over HTTP/1 as well.
     let mut plain = tokio::net::TcpStream::connect(target.rest).await.unwrap();
-    let head = format!("POST / HTTP/1.1\r\nhost: x\r\nx: {}\r\n\r\n", "z".repeat(1 << 20));
+    let head = format!(
+        "POST / HTTP/1.1\r\nhost: x\r\nx: {}\r\n\r\n",
+        "z".repeat(1 << 20)
+    );
     // The server may close before all is written.
     let _ = plain.write_all(head.as_bytes()).await;
     let mut answer = Vec::new();
@@ -170,7 +175,7 @@ async fn data_a_byte_a_frame_is_cut() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_honest_stream_of_small_batches_is_never_cut() {
-    const BATCHES: u64 = 2_000;
+    const BATCHES: u64 = 500;
 
     let target = Target::start(&[]).await;
     target.shop.upsert_users(vec![identified("ann")]).await;
@@ -178,7 +183,7 @@ async fn an_honest_stream_of_small_batches_is_never_cut() {
     let step = |message| pb::IngestCohortRequest {
         message: Some(message),
     };
-    let open = pb::ingest_cohort_request::Open {
+    let open = pb::OpenImport {
         partner: PARTNER.into(),
         cohort_id: "small".into(),
         mode: pb::ImportMode::Delta.into(),
@@ -189,17 +194,18 @@ async fn an_honest_stream_of_small_batches_is_never_cut() {
     let requests = tokio_stream::wrappers::ReceiverStream::new(receive);
     let answers = target.shop.partner().ingest().ingest_cohort(requests).await;
     let mut answers = answers.unwrap().into_inner();
-    // Each waits for the acknowledgement of the one before: thousands of frames, all of them small.
+    // Each waits for the acknowledgement of the one before: hundreds of frames, all of them small.
     for offset in 0..BATCHES {
         let answer = answers.next().await.unwrap().unwrap().message.unwrap();
         let ready = matches!(answer, told::Message::Opened(_) | told::Message::Acked(_));
         assert!(ready, "{answer:?}");
-        let batch = pb::ingest_cohort_request::Batch {
+        let batch = pb::IdentifierBatch {
             offset,
-            adds: vec![pb::Identifier {
-                identifier: Some(pb::identifier::Identifier::ExternalId("ann".into())),
+            changes: vec![pb::CohortChange {
+                effect: pb::ChangeEffect::Add.into(),
+                external_ids: vec!["ann".into()],
+                ..Default::default()
             }],
-            ..Default::default()
         };
         send.send(step(ask::Message::Batch(batch))).await.unwrap();
     }
@@ -268,7 +274,9 @@ async fn what_is_compressed_is_not_unpacked() {
             }
         }
     };
-    tokio::time::timeout(BOUND, answer).await.expect("refused in time");
+    tokio::time::timeout(BOUND, answer)
+        .await
+        .expect("refused in time");
     // REST takes the bytes for what they are, which is no JSON; 413 if they are too many.
     let http = reqwest::Client::new();
     let url = format!("http://{}/partners/{PARTNER}/cohorts", target.rest);

@@ -3,8 +3,8 @@
 //! Each case is bounded in count and time, stays on loopback, and shows three things: the peer is
 //! cut off, the server's memory stays where it was, and others are served meanwhile.
 
-mod http2;
 mod floods;
+mod http2;
 mod server;
 mod slow;
 mod tls;

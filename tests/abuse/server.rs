@@ -88,8 +88,16 @@ impl Target {
         let served = async {
             let operator = connect(&self.shop.grpc, &self.shop.operator_token);
             let request = ListWorkspacesRequest::default();
-            operator.integrations().list_workspaces(request).await.unwrap();
-            self.shop.rest().change("probe", json!([])).await.succeeded();
+            operator
+                .integrations()
+                .list_workspaces(request)
+                .await
+                .unwrap();
+            self.shop
+                .rest()
+                .change("probe", json!([]))
+                .await
+                .succeeded();
         };
         let served = tokio::time::timeout(PATIENCE, served).await;
         served.expect("an honest caller is served");

@@ -116,7 +116,7 @@ impl Certificates {
             grpc,
             rest,
             token: operator.expose().to_owned(),
-            _server: server,
+            process: server,
             _store: store,
             _directory: directory,
         }
@@ -129,7 +129,7 @@ pub(crate) struct Secured {
     pub(crate) grpc: SocketAddr,
     pub(crate) rest: SocketAddr,
     token: String,
-    _server: Server,
+    process: Server,
     _store: Store,
     _directory: TempDir,
 }
@@ -165,7 +165,10 @@ impl Secured {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let root = self.certificates.servers.pem();
         let root = reqwest::Certificate::from_pem(root.as_bytes()).unwrap();
-        let client = reqwest::Client::builder().tls_certs_only([root]).build().unwrap();
+        let client = reqwest::Client::builder()
+            .tls_certs_only([root])
+            .build()
+            .unwrap();
         let url = format!("{scheme}://{}/nowhere", self.rest);
         let answer = client.get(url).send().await.ok()?;
         Some(answer.status().as_u16())
@@ -252,14 +255,13 @@ async fn a_new_certificate_is_used_without_restart_and_a_broken_one_is_not() {
     };
     list().await;
     fs::write(server.certificates.path("server.pem"), "broken").unwrap();
-    let log = server._directory.path().to_owned();
-    let said = || {
-        let entries = fs::read_dir(&log).unwrap().flatten();
-        entries
-            .filter_map(|entry| fs::read_to_string(entry.path()).ok())
-            .any(|text| text.contains("cannot use the new certificate"))
-    };
-    until(async || said()).await;
+    until(async || {
+        server
+            .process
+            .stderr()
+            .contains("cannot use the new certificate")
+    })
+    .await;
     assert_eq!(server.shown().await, before);
     server.certificates.renew(false);
     until(async || server.shown().await != before).await;
@@ -280,7 +282,9 @@ async fn until(condition: impl AsyncFn() -> bool) {
 fn plaintext_is_for_loopback_unless_one_insists() {
     let refused = |words: &[&str]| {
         let mut command: Command = process::command(program());
-        command.args(words).env("DATABASE_URL", "postgres://127.0.0.1:1/x");
+        command
+            .args(words)
+            .env("DATABASE_URL", "postgres://127.0.0.1:1/x");
         let done = command.output().unwrap();
         (done.status.code(), String::from_utf8(done.stderr).unwrap())
     };
