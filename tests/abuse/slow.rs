@@ -101,7 +101,8 @@ async fn idle_connections_up_to_the_limit_keep_nobody_out() {
     }
     target.serves_others().await;
     let ended = join_all(held.into_iter().map(|mut stream| async move {
-        let read = stream.read(&mut [0; 1]);
+        let mut byte = [0; 1];
+        let read = stream.read(&mut byte);
         tokio::time::timeout(Duration::from_secs(2), read)
             .await
             .is_ok()
