@@ -9,15 +9,23 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("proto", &[]),
     ("domain", &[]),
     ("launcher", &[]),
+    ("listener", &[]),
     ("storage", &["domain"]),
-    ("service", &["domain", "storage"]),
+    ("service", &["domain", "storage", "listener"]),
+    ("identity", &["domain", "storage"]),
     ("keys", &["proto", "domain", "storage", "service"]),
     ("users", &["proto", "domain", "storage", "service"]),
-    ("ingest", &["proto", "domain", "storage", "service"]),
-    ("segments", &["proto", "domain", "storage", "service"]),
+    (
+        "ingest",
+        &["proto", "domain", "storage", "service", "identity"],
+    ),
+    (
+        "segments",
+        &["proto", "domain", "storage", "service", "identity"],
+    ),
     ("client", &["proto", "domain"]),
     // Clients only, never storage: a partner's side of the wire.
-    ("bridge", &["proto", "domain", "client"]),
+    ("bridge", &["proto", "domain", "client", "listener"]),
     ("testbed", &["launcher", "storage"]),
 ];
 

@@ -68,12 +68,14 @@ impl Muster {
     }
 
     /// Starts everything with settings of its own.
-    pub async fn start_with(settings: Settings) -> Self {
+    pub async fn start_with(mut settings: Settings) -> Self {
+        // However small the directories of tests are: the database answers until they are loaded.
+        settings.identity.least_users = 0;
         let store = muster_testbed::store().await;
         let operator = muster_keys::bootstrap_operator(&store).await.unwrap();
         let listeners = Listeners {
-            grpc: Some(TcpListener::bind("127.0.0.1:0").await.unwrap()),
-            rest: Some(TcpListener::bind("127.0.0.1:0").await.unwrap()),
+            grpc: Some(TcpListener::bind("127.0.0.1:0").await.unwrap().into()),
+            rest: Some(TcpListener::bind("127.0.0.1:0").await.unwrap().into()),
         };
         let grpc = listeners.grpc_url().unwrap();
         let rest = listeners.rest_url().unwrap();

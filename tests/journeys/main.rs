@@ -12,5 +12,6 @@ mod rest;
 mod rest_errors;
 mod rest_keys;
 mod resume;
+mod search;
 mod story;
 mod uploads;

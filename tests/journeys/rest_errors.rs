@@ -5,7 +5,7 @@ use std::{num::NonZeroU32, time::Duration};
 use muster_cli::deployment::Settings;
 use muster_proto::ingest::v1 as ingest;
 use muster_storage::{
-    Tx,
+    Role, Tx,
     cohorts::{self, CohortKey},
     workspaces,
 };
@@ -377,7 +377,8 @@ async fn a_database_without_a_free_connection_is_a_503_in_time() {
     let rest = muster.rest();
     rest.call("cohorts", naming()).await.succeeded();
     let mut all = Vec::new();
-    while let Ok(connection) = muster.store.connection().await {
+    let ingest = muster.store.acting_as(Role::Ingest);
+    while let Ok(connection) = ingest.connection().await {
         all.push(connection);
     }
     for answer in [

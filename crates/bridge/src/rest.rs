@@ -1,6 +1,6 @@
 //! The partner-facing HTTP contract: `POST /partners/{partner}/cohorts` and `…/cohorts/users`.
 //!
-//! Read the modules in the order a request meets them: `server` (connections), `routes` (what
+//! Read the modules in the order a request meets them: `server` (the listener), `routes` (what
 //! happens to a call), `limit` (how many are allowed), `body` (what was sent), `answer` (every
 //! status and message, in one place).
 //!
@@ -13,6 +13,7 @@
 use std::{num::NonZeroU32, time::Duration};
 
 use muster_client::Connection;
+use muster_listener::Limits;
 
 mod answer;
 mod body;
@@ -41,27 +42,20 @@ pub struct RestSettings {
     /// How long a call may take, from its head to its answer. Clients of the contract give up after
     /// 10 s, so it must be less.
     pub call_timeout: Duration,
-    /// How long a client may take to send the head of a request; also how long an idle connection
-    /// is kept.
-    pub header_timeout: Duration,
-    /// Most connections at once; more wait to be accepted.
-    pub max_connections: usize,
-    /// How long calls in progress may go on once the shutdown began.
-    pub drain_timeout: Duration,
+    /// What connections may cost.
+    pub limits: Limits,
 }
 
 impl RestSettings {
     /// The limits of the contract: 250,000 calls per hour, bodies up to 2 MiB, 8 s for a call; and
-    /// 30 s for a head, 1,024 connections, 10 s to drain.
+    /// what every listener allows.
     pub fn new(connection: Connection) -> Self {
         Self {
             connection,
             requests_per_hour: const { NonZeroU32::new(250_000).expect("it is not 0") },
             max_body_bytes: 2 * 1024 * 1024,
             call_timeout: Duration::from_secs(8),
-            header_timeout: Duration::from_secs(30),
-            max_connections: 1_024,
-            drain_timeout: Duration::from_secs(10),
+            limits: Limits::default(),
         }
     }
 }

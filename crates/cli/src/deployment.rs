@@ -9,9 +9,11 @@ use std::{collections::BTreeSet, io, net::SocketAddr, num::NonZeroU32, time::Dur
 
 use muster_bridge::rest::RestSettings;
 use muster_client::Connection;
+use muster_identity::Identities;
+use muster_listener::{Limits, Listener};
 use muster_service::server::{Services, Settings as GrpcSettings};
-use muster_storage::Store;
-use tokio::{net::TcpListener, task::JoinSet};
+use muster_storage::{Role, Store};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 /// One of the servers.
@@ -38,6 +40,17 @@ impl Server {
         Self::Segments,
         Self::Bridge,
     ];
+
+    /// The role it acts in; the bridge needs no database.
+    pub fn role(self) -> Option<Role> {
+        match self {
+            Self::Keys => Some(Role::Keys),
+            Self::Users => Some(Role::Users),
+            Self::Ingest => Some(Role::Ingest),
+            Self::Segments => Some(Role::Segments),
+            Self::Bridge => None,
+        }
+    }
 }
 
 /// What a process serves, and how.
@@ -49,10 +62,12 @@ pub struct Settings {
     pub reflection: bool,
     /// URL under which partners reach the REST contract; `None` for where it listens.
     pub rest_public_url: Option<String>,
-    /// URL of the gRPC services that the bridge calls; `None` for this process.
-    pub bridge_upstream: Option<String>,
+    /// The gRPC services that the bridge calls; `None` for those of this process.
+    pub bridge_upstream: Option<Connection>,
     /// Requests an hour that one partner may send for one workspace over REST.
     pub rest_requests_per_hour: NonZeroU32,
+    /// What is held in memory of the directories that are matched against and streamed.
+    pub identity: muster_identity::Settings,
     /// How the ingest server treats imports.
     pub ingest: muster_ingest::Settings,
     /// How long a resolution is kept.
@@ -60,8 +75,8 @@ pub struct Settings {
     /// How long a client may let an audience or a stream of users rest; for imports of cohorts see
     /// `ingest`.
     pub stream_idle: Duration,
-    /// How long open calls may go on after the shutdown began.
-    pub grace: Duration,
+    /// What connections may cost, for each listener.
+    pub limits: Limits,
 }
 
 impl Default for Settings {
@@ -72,10 +87,11 @@ impl Default for Settings {
             rest_public_url: None,
             bridge_upstream: None,
             rest_requests_per_hour: const { NonZeroU32::new(250_000).expect("it is not 0") },
+            identity: muster_identity::Settings::default(),
             ingest: muster_ingest::Settings::default(),
             resolution_retention: Duration::from_secs(7 * 24 * 60 * 60),
             stream_idle: Duration::from_secs(120),
-            grace: Duration::from_secs(10),
+            limits: Limits::default(),
         }
     }
 }
@@ -84,9 +100,9 @@ impl Default for Settings {
 #[derive(Debug, Default)]
 pub struct Listeners {
     /// For the gRPC services, if any are served.
-    pub grpc: Option<TcpListener>,
+    pub grpc: Option<Listener>,
     /// For the REST contract, if it is served.
-    pub rest: Option<TcpListener>,
+    pub rest: Option<Listener>,
 }
 
 impl Listeners {
@@ -101,9 +117,9 @@ impl Listeners {
     }
 }
 
-fn url(listener: Option<&TcpListener>) -> Option<String> {
+fn url(listener: Option<&Listener>) -> Option<String> {
     let address: SocketAddr = listener?.local_addr().ok()?;
-    Some(format!("http://{address}"))
+    Some(format!("{}://{address}", listener?.scheme()))
 }
 
 /// Why a deployment ended before it was told to.
@@ -129,11 +145,18 @@ type Task = (&'static str, Result<(), String>);
 pub async fn run(
     settings: Settings,
     store: Option<Store>,
-    listeners: Listeners,
+    mut listeners: Listeners,
     shutdown: CancellationToken,
 ) -> Result<(), Failure> {
     let mut tasks: JoinSet<Task> = JoinSet::new();
-    let own_grpc = listeners.grpc_url();
+    let own_grpc = listeners.grpc.as_mut().map(|listener| {
+        let dialer = listener.dialer();
+        let dial = move || {
+            let dialer = dialer.clone();
+            async move { dialer.connect().await }
+        };
+        Connection::within(dial, None)
+    });
     let rest_public_url = settings.rest_public_url.clone();
     let rest_public_url = rest_public_url.or_else(|| listeners.rest_url());
     if let (Some(listener), Some(store)) = (listeners.grpc, store) {
@@ -169,7 +192,7 @@ fn spawn_grpc(
     tasks: &mut JoinSet<Task>,
     settings: &Settings,
     store: Store,
-    listener: TcpListener,
+    listener: Listener,
     rest_public_url: String,
     shutdown: &CancellationToken,
 ) {
@@ -190,11 +213,20 @@ fn spawn_grpc(
         };
         muster_users::register(&mut services, store.clone(), users, shutdown.clone());
     }
+    let identities = Identities::new(store.clone(), settings.identity.clone());
+    if serves(Server::Ingest) || serves(Server::Segments) {
+        let (identities, stop) = (identities.clone(), shutdown.clone());
+        tasks.spawn(async move {
+            identities.keep_current(stop).await;
+            ("identity index", Ok(()))
+        });
+    }
     if serves(Server::Ingest) {
         let ingest = settings.ingest.clone();
         muster_ingest::register(
             &mut services,
             store.clone(),
+            identities.clone(),
             ingest.clone(),
             shutdown.clone(),
         );
@@ -210,7 +242,7 @@ fn spawn_grpc(
             idle_timeout: settings.stream_idle,
             ..Default::default()
         };
-        muster_segments::register(&mut services, store.clone(), segments, shutdown.clone());
+        muster_segments::register(&mut services, identities, segments, shutdown.clone());
         let (store, stop) = (store.clone(), shutdown.clone());
         tasks.spawn(async move {
             muster_segments::housekeeping(store, stop).await;
@@ -219,31 +251,30 @@ fn spawn_grpc(
     }
     let grpc = GrpcSettings {
         reflection: settings.reflection,
-        grace: settings.grace,
-        ..GrpcSettings::default()
+        limits: settings.limits.clone(),
     };
     let stop = shutdown.clone();
     tasks.spawn(async move {
         let descriptors = muster_proto::FILE_DESCRIPTOR_SET;
-        let served = services
+        services
             .serve(listener, store, &grpc, descriptors, stop)
             .await;
-        ("gRPC server", served.map_err(|error| error.to_string()))
+        ("gRPC server", Ok(()))
     });
 }
 
 async fn serve_bridge(
     settings: Settings,
-    upstream: Option<String>,
-    listener: TcpListener,
+    upstream: Option<Connection>,
+    listener: Listener,
     shutdown: CancellationToken,
 ) -> io::Result<()> {
-    let upstream = upstream.ok_or_else(|| io::Error::other("no gRPC endpoint to call"))?;
-    let connection = Connection::new(&upstream, None).map_err(io::Error::other)?;
+    let connection = upstream.ok_or_else(|| io::Error::other("no gRPC endpoint to call"))?;
     let rest = RestSettings {
         requests_per_hour: settings.rest_requests_per_hour,
-        drain_timeout: settings.grace,
+        limits: settings.limits,
         ..RestSettings::new(connection)
     };
-    muster_bridge::rest::serve(listener, rest, shutdown).await
+    muster_bridge::rest::serve(listener, rest, shutdown).await;
+    Ok(())
 }

@@ -2,8 +2,11 @@
 
 use std::{convert::Infallible, env, path::PathBuf, str::FromStr};
 
+use muster_client::{Connection, Credential, Tls};
+
 use crate::{
     endpoints::{Endpoints, EndpointsError},
+    error::{CliError, Result},
     output::Format,
 };
 
@@ -40,6 +43,42 @@ pub(crate) struct Global {
         hide_env_values = true
     )]
     pub(crate) token: Option<Secret>,
+    /// File of roots that the certificate of an https endpoint may lead to [default: the system's]
+    #[arg(
+        long,
+        global = true,
+        env = "MUSTER_TLS_CA",
+        value_name = "FILE",
+        hide_env_values = true
+    )]
+    pub(crate) tls_ca: Option<PathBuf>,
+    /// File of the certificate to show to a server that asks for one
+    #[arg(
+        long,
+        global = true,
+        env = "MUSTER_TLS_CERT",
+        value_name = "FILE",
+        hide_env_values = true
+    )]
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// File of the private key of that certificate
+    #[arg(
+        long,
+        global = true,
+        env = "MUSTER_TLS_KEY",
+        value_name = "FILE",
+        hide_env_values = true
+    )]
+    pub(crate) tls_key: Option<PathBuf>,
+    /// Name that the certificate of the server has [default: the host of the URL]
+    #[arg(
+        long,
+        global = true,
+        env = "MUSTER_TLS_NAME",
+        value_name = "NAME",
+        hide_env_values = true
+    )]
+    pub(crate) tls_name: Option<String>,
     /// Workspace to work in
     #[arg(
         long,
@@ -70,11 +109,58 @@ impl Global {
     }
 
     /// The gRPC endpoint given, or that of the Muster which runs from the data directory.
-    pub(crate) fn endpoint(&self) -> Result<String, EndpointsError> {
+    pub(crate) fn endpoint(&self) -> std::result::Result<String, EndpointsError> {
         match self.endpoint.as_deref().filter(|url| !url.is_empty()) {
             Some(url) => Ok(url.to_owned()),
             None => Ok(Endpoints::read(&self.data_dir())?.grpc),
         }
+    }
+
+    /// How to trust an https endpoint, and what to show it.
+    pub(crate) fn tls(&self) -> Result<Tls> {
+        let read = |path: &Option<PathBuf>| match path {
+            Some(path) if !path.as_os_str().is_empty() => std::fs::read(path)
+                .map(Some)
+                .map_err(|error| CliError::Failed(format!("{}: {error}", path.display()))),
+            _ => Ok(None),
+        };
+        let identity = match (read(&self.tls_cert)?, read(&self.tls_key)?) {
+            (Some(certificate), Some(key)) => Some((certificate, key)),
+            (None, None) => None,
+            _ => {
+                let text = "--tls-cert and --tls-key go together";
+                return Err(CliError::Usage(text.to_owned()));
+            }
+        };
+        Ok(Tls {
+            ca: read(&self.tls_ca)?,
+            identity,
+            server_name: self.tls_name.clone().filter(|name| !name.is_empty()),
+        })
+    }
+
+    /// Connects to an endpoint, with the first call.
+    pub(crate) fn connect(
+        &self,
+        endpoint: &str,
+        credential: Option<Credential>,
+    ) -> Result<Connection> {
+        // Without a scheme it would pass for a URL, and each call would fail in an obscure way.
+        let is_url = ["http://", "https://"]
+            .iter()
+            .any(|s| endpoint.starts_with(s));
+        if !is_url || endpoint.parse::<tonic::transport::Uri>().is_err() {
+            return Err(CliError::Usage(format!(
+                "--endpoint {endpoint:?} is not a URL such as http://127.0.0.1:7410"
+            )));
+        }
+        Connection::with_tls(endpoint, &self.tls()?, credential).map_err(|error| {
+            let cause = std::error::Error::source(&error).map(ToString::to_string);
+            CliError::Failed(format!(
+                "cannot use TLS with {endpoint}: {}; see --tls-ca, --tls-cert and --tls-key",
+                cause.unwrap_or_else(|| error.to_string())
+            ))
+        })
     }
 
     /// The workspace given; an empty variable counts as none.
@@ -113,7 +199,7 @@ impl Secret {
 impl FromStr for Secret {
     type Err = Infallible;
 
-    fn from_str(text: &str) -> Result<Self, Infallible> {
+    fn from_str(text: &str) -> std::result::Result<Self, Infallible> {
         Ok(Self(text.trim().to_owned()))
     }
 }

@@ -27,6 +27,7 @@ mod page;
 mod postgres_tools;
 mod session;
 mod signals;
+mod size;
 mod when;
 
 /// Self-hosted cohort import and audience service.

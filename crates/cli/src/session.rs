@@ -45,16 +45,7 @@ impl Session {
         let credential = Credential::bearer(&token).map_err(|_| {
             CliError::Usage("the token has characters that no token has".to_owned())
         })?;
-        let not_a_url = || {
-            CliError::Usage(format!(
-                "--endpoint {endpoint:?} is not a URL such as http://127.0.0.1:7410"
-            ))
-        };
-        // Without a scheme it would pass for a URL, and each call would fail in an obscure way.
-        if !endpoint.starts_with("http://") && !endpoint.starts_with("https://") {
-            return Err(not_a_url());
-        }
-        let connection = Connection::new(&endpoint, Some(credential)).map_err(|_| not_a_url())?;
+        let connection = global.connect(&endpoint, Some(credential))?;
         Ok(Self {
             connection,
             output: Output::new(global.output),
@@ -163,6 +154,10 @@ mod tests {
             data_dir: Some(data_dir.to_owned()),
             endpoint: endpoint.map(str::to_owned),
             token: token.and_then(|text| text.parse().ok()),
+            tls_ca: None,
+            tls_cert: None,
+            tls_key: None,
+            tls_name: None,
             workspace: None,
             output: Format::Table,
         }

@@ -1,7 +1,8 @@
 //! A channel to a Muster deployment with the caller's credential on every call.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, io, pin::Pin, sync::Arc, time::Duration};
 
+use hyper_util::rt::TokioIo;
 use muster_proto::{
     ingest::v1::ingest_service_client::IngestServiceClient,
     keys::v1::{
@@ -10,11 +11,12 @@ use muster_proto::{
     segments::v1::segment_service_client::SegmentServiceClient,
     users::v1::user_service_client::UserServiceClient,
 };
+use tokio::io::DuplexStream;
 use tonic::{
     Request, Status,
     metadata::{Ascii, MetadataValue, errors::InvalidMetadataValue},
     service::{Interceptor, interceptor::InterceptedService},
-    transport::{Channel, Endpoint, Error},
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Error, Identity},
 };
 
 /// Largest message a client accepts, in bytes: an audience batch of 4,096 full records fits.
@@ -92,33 +94,123 @@ impl Interceptor for Authenticated {
 /// The channel that every generated client runs over.
 pub type Client = InterceptedService<Channel, Authenticated>;
 
+/// How an `https` endpoint is trusted, and how the caller shows who it is; PEM throughout.
+#[derive(Clone, Default)]
+pub struct Tls {
+    /// Roots that the certificate of the server may lead to; `None` for those of the system.
+    pub ca: Option<Vec<u8>>,
+    /// The certificates and the private key that the caller shows to servers that ask for it.
+    pub identity: Option<(Vec<u8>, Vec<u8>)>,
+    /// The name that the certificate of the server must have; `None` for that in the URL.
+    pub server_name: Option<String>,
+}
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("Tls(…)")
+    }
+}
+
+impl Tls {
+    fn config(&self) -> ClientTlsConfig {
+        let mut config = ClientTlsConfig::new();
+        config = match &self.ca {
+            Some(ca) => config.ca_certificate(Certificate::from_pem(ca)),
+            None => config.with_native_roots(),
+        };
+        if let Some((certificate, key)) = &self.identity {
+            config = config.identity(Identity::from_pem(certificate, key));
+        }
+        if let Some(name) = &self.server_name {
+            config = config.domain_name(name);
+        }
+        config
+    }
+}
+
+type Dial =
+    dyn Fn() -> Pin<Box<dyn Future<Output = io::Result<DuplexStream>> + Send>> + Send + Sync;
+
+/// Where a channel leads.
+#[derive(Clone)]
+enum Target {
+    Network(Arc<Endpoint>),
+    Process(Arc<Endpoint>, Arc<Dial>),
+}
+
+impl Target {
+    fn channel(&self) -> Channel {
+        match self {
+            Self::Network(endpoint) => endpoint.connect_lazy(),
+            Self::Process(endpoint, dial) => {
+                let dial = Arc::clone(dial);
+                endpoint.connect_with_connector_lazy(tower::service_fn(move |_| {
+                    let stream = dial();
+                    async move { stream.await.map(TokioIo::new) }
+                }))
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Target {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Self::Network(endpoint) | Self::Process(endpoint, _)) = self;
+        write!(out, "Target({})", endpoint.uri())
+    }
+}
+
 /// A channel to a deployment, with or without a credential; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Connection {
-    endpoint: Arc<Endpoint>,
+    target: Target,
     channel: Channel,
     credential: Authenticated,
 }
 
 impl Connection {
-    /// Connects lazily to `http://host:port`; the first call connects, and a lost connection
-    /// is made again by the next one.
+    /// Connects lazily to `http://host:port`, or to `https://host:port` by the roots of the system;
+    /// the first call connects, and a lost connection is made again by the next one.
     ///
     /// # Errors
     /// If the endpoint is not a URL.
     pub fn new(endpoint: &str, credential: Option<Credential>) -> Result<Self, Error> {
-        let endpoint = Endpoint::from_shared(endpoint.to_owned())?
-            .connect_timeout(Duration::from_secs(5))
-            .initial_stream_window_size(WINDOW_BYTES)
-            .initial_connection_window_size(2 * WINDOW_BYTES)
-            .http2_keep_alive_interval(Duration::from_secs(20))
-            .keep_alive_timeout(Duration::from_secs(10))
-            .tcp_nodelay(true);
-        Ok(Self {
-            channel: endpoint.connect_lazy(),
-            endpoint: Arc::new(endpoint),
+        Self::with_tls(endpoint, &Tls::default(), credential)
+    }
+
+    /// The same, with TLS to one's liking, which an `http` endpoint does not use.
+    ///
+    /// # Errors
+    /// If the endpoint is not a URL, or a certificate or key cannot be read.
+    pub fn with_tls(
+        endpoint: &str,
+        tls: &Tls,
+        credential: Option<Credential>,
+    ) -> Result<Self, Error> {
+        let mut endpoint = settings(Endpoint::from_shared(endpoint.to_owned())?);
+        if endpoint.uri().scheme_str() == Some("https") {
+            endpoint = endpoint.tls_config(tls.config())?;
+        }
+        Ok(Self::to(Target::Network(Arc::new(endpoint)), credential))
+    }
+
+    /// Connects, as lazily, within the process: each connection is what `dial` gives.
+    pub fn within<D, F>(dial: D, credential: Option<Credential>) -> Self
+    where
+        D: Fn() -> F + Send + Sync + 'static,
+        F: Future<Output = io::Result<DuplexStream>> + Send + 'static,
+    {
+        let endpoint = settings(Endpoint::from_static("http://muster.internal"));
+        let dial: Arc<Dial> = Arc::new(move || Box::pin(dial()));
+        Self::to(Target::Process(Arc::new(endpoint), dial), credential)
+    }
+
+    fn to(target: Target, credential: Option<Credential>) -> Self {
+        Self {
+            channel: target.channel(),
+            target,
             credential: Authenticated(credential),
-        })
+        }
     }
 
     /// The same endpoint and credential over a connection of its own.
@@ -129,7 +221,7 @@ impl Connection {
     #[must_use]
     pub fn renewed(&self) -> Self {
         Self {
-            channel: self.endpoint.connect_lazy(),
+            channel: self.target.channel(),
             ..self.clone()
         }
     }
@@ -171,4 +263,14 @@ impl Connection {
     pub fn segments(&self) -> SegmentServiceClient<Client> {
         SegmentServiceClient::new(self.client()).max_decoding_message_size(MAX_MESSAGE_BYTES)
     }
+}
+
+fn settings(endpoint: Endpoint) -> Endpoint {
+    endpoint
+        .connect_timeout(Duration::from_secs(5))
+        .initial_stream_window_size(WINDOW_BYTES)
+        .initial_connection_window_size(2 * WINDOW_BYTES)
+        .http2_keep_alive_interval(Duration::from_secs(20))
+        .keep_alive_timeout(Duration::from_secs(10))
+        .tcp_nodelay(true)
 }

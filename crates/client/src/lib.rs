@@ -14,6 +14,6 @@ mod refusal;
 mod retry;
 pub mod upload;
 
-pub use connection::{Authenticated, Client, Connection, Credential};
+pub use connection::{Authenticated, Client, Connection, Credential, Tls};
 pub use refusal::Refusal;
 pub use retry::Retry;

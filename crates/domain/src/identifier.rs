@@ -113,11 +113,19 @@ fn problem(text: &str) -> Option<String> {
             "must be at most {MAX_IDENTIFIER_BYTES} bytes, not {}",
             text.len()
         ))
-    } else if text.chars().any(char::is_control) {
+    } else if may_have_controls(text) && text.chars().any(char::is_control) {
         Some("must not contain control characters".to_owned())
     } else {
         None
     }
+}
+
+/// Whether a closer look for control characters is needed: quick, as most texts need none. They are
+/// single bytes, or begin with 0xc2, as some letters do.
+fn may_have_controls(text: &str) -> bool {
+    let suspect = |byte: u8| byte < 0x20 || byte == 0x7f || byte == 0xc2;
+    text.bytes()
+        .fold(false, |found, byte| found | suspect(byte))
 }
 
 /// One way to name a user; owned.

@@ -6,10 +6,11 @@ use muster_domain::{
     import::{Effect, ImportDigest, MAX_BATCH_IDENTIFIERS, Mode, Run, Unmatched},
     user_set::UserSet,
 };
+use muster_identity::Identities;
 use muster_service::{Caller, caller::credential_invalid};
 use muster_storage::{
-    Connection, WorkspaceId, credentials,
-    directory::{self, Match},
+    Connection, Tx, WorkspaceId, credentials,
+    directory::Match,
     imports::{self, Batch, State},
     rejected::{self, Reason, Rejection},
 };
@@ -87,6 +88,22 @@ impl Changes {
         }
     }
 
+    /// The identifiers at some positions, which ascend, as rejections.
+    pub(crate) fn rejections(&self, rejected: &[(u64, Reason)]) -> Vec<Rejection<'_>> {
+        let mut rejected = rejected.iter().copied().peekable();
+        let sent = (self.offset..).zip(self.identifiers());
+        sent.filter_map(|(position, (effect, identifier))| {
+            let (_, reason) = rejected.next_if(|(next, _)| *next == position)?;
+            Some(Rejection {
+                position,
+                reason,
+                effect,
+                identifier,
+            })
+        })
+        .collect()
+    }
+
     /// Goes on with a digest over these identifiers.
     pub(crate) fn digest(&self, mut digest: ImportDigest) -> ImportDigest {
         for (effect, identifier) in self.identifiers() {
@@ -97,22 +114,24 @@ impl Changes {
 }
 
 /// Matches a batch against the directory of this moment. `digest` is that of the import up to the
-/// end of the batch. Returns, apart, the identifiers that had no effect.
-pub(crate) async fn resolve<'a>(
+/// end of the batch. Returns, apart, the positions of the identifiers that had no effect, and why.
+pub(crate) async fn resolve(
+    identities: &Identities,
     conn: &mut Connection,
     workspace: WorkspaceId,
-    batch: &'a Changes,
+    batch: &Changes,
     digest: &ImportDigest,
-) -> Result<(Batch, Vec<Rejection<'a>>)> {
-    // Read first: whatever changes after this is checked again when the import is published.
-    let directory_epoch = directory::epoch(conn, workspace).await?;
+) -> Result<(Batch, Vec<(u64, Reason)>)> {
     let sent: Vec<(Effect, IdentifierRef<'_>)> = batch.identifiers().collect();
     let well_formed: Vec<IdentifierRef<'_>> = sent
         .iter()
         .map(|(_, identifier)| *identifier)
         .filter(IdentifierRef::is_valid)
         .collect();
-    let matches = directory::match_identifiers(conn, workspace, &well_formed).await?;
+    // Whatever has changed since this epoch is checked again when the import is published.
+    let (directory_epoch, matches) = identities
+        .match_identifiers(conn, workspace, &well_formed)
+        .await?;
     let mut matches = matches.into_iter();
     let mut builder = Builder::default();
     for (position, (effect, identifier)) in (batch.offset..).zip(sent) {
@@ -121,14 +140,14 @@ pub(crate) async fn resolve<'a>(
                 .next()
                 .expect("one match for each well-formed identifier")
         } else {
-            builder.reject(position, effect, identifier, Reason::Invalid);
+            builder.reject(position, Reason::Invalid);
             continue;
         };
         match matched {
             Match::User(user) => builder.push(effect, identifier.kind, user),
-            Match::Unknown => builder.reject(position, effect, identifier, Reason::Unknown),
+            Match::Unknown => builder.reject(position, Reason::Unknown),
             Match::DeviceOfIdentifiedUser(_) => {
-                builder.reject(position, effect, identifier, Reason::DeviceOfIdentifiedUser);
+                builder.reject(position, Reason::DeviceOfIdentifiedUser);
             }
         }
     }
@@ -146,15 +165,15 @@ pub(crate) async fn resolve<'a>(
 
 /// Gathers the users of consecutive identifiers of one effect and class into runs.
 #[derive(Default)]
-struct Builder<'a> {
+struct Builder {
     runs: Vec<Run>,
     open: Option<(Effect, bool)>,
     users: Vec<u32>,
     unmatched: Unmatched,
-    rejected: Vec<Rejection<'a>>,
+    rejected: Vec<(u64, Reason)>,
 }
 
-impl<'a> Builder<'a> {
+impl Builder {
     fn push(&mut self, effect: Effect, kind: IdentifierKind, user: u32) {
         let class = (effect, kind == IdentifierKind::DeviceId);
         if self.open != Some(class) {
@@ -181,35 +200,60 @@ impl<'a> Builder<'a> {
         });
     }
 
-    fn reject(
-        &mut self,
-        position: u64,
-        effect: Effect,
-        identifier: IdentifierRef<'a>,
-        reason: Reason,
-    ) {
+    fn reject(&mut self, position: u64, reason: Reason) {
         match reason {
             Reason::Unknown => self.unmatched.unknown += 1,
             Reason::DeviceOfIdentifiedUser => self.unmatched.device_of_identified_user += 1,
             Reason::Invalid => self.unmatched.invalid += 1,
         }
-        self.rejected.push(Rejection {
-            position,
-            reason,
-            effect,
-            identifier,
-        });
+        self.rejected.push((position, reason));
+    }
+}
+
+/// Most batches that are staged in one transaction.
+const MAX_GROUP: usize = 8;
+
+/// Batches that are being staged together, in a transaction that has begun.
+#[derive(Debug)]
+pub(crate) struct Group {
+    tx: Tx,
+    batches: Vec<Batch>,
+    /// The batches that hold identifiers to be rejected, with these.
+    rejected: Vec<(Changes, Vec<(u64, Reason)>)>,
+    digest: ImportDigest,
+    next_offset: u64,
+}
+
+impl Group {
+    /// Whether it is to be staged without waiting for more.
+    pub(crate) fn is_full(&self) -> bool {
+        self.batches.len() >= MAX_GROUP
+    }
+
+    /// Whether this batch comes next; otherwise the group has to be staged first, to tell what is
+    /// wrong with it.
+    pub(crate) fn is_continued_by(&self, batch: &Changes) -> bool {
+        batch.offset == self.next_offset
     }
 }
 
 impl Ingest {
-    /// Makes a batch durable; returns the offset of the next one.
-    pub(crate) async fn stage(
-        &self,
-        caller: &Caller,
-        writer: &mut Writer,
-        batch: &Changes,
-    ) -> Result<u64> {
+    /// Begins a group of batches.
+    pub(crate) async fn group(&self, writer: &Writer) -> Result<Group> {
+        Ok(Group {
+            tx: self
+                .store
+                .begin_in("stage_batches", writer.workspace)
+                .await?,
+            batches: Vec::new(),
+            rejected: Vec::new(),
+            digest: writer.digest.clone(),
+            next_offset: writer.next_offset,
+        })
+    }
+
+    /// Whether the next batch is new. If it was acknowledged before, the answer is that it still is.
+    pub(crate) async fn is_new(&self, writer: &Writer, batch: &Changes) -> Result<bool> {
         batch.check(writer.mode)?;
         if writer.complete {
             return Err(complete());
@@ -219,34 +263,81 @@ impl Ingest {
         }
         if batch.offset < writer.next_offset {
             self.check_repeated(writer, batch).await?;
-            return Ok(writer.next_offset);
+            return Ok(false);
         }
-        let digest = batch.digest(writer.digest.clone());
-        let mut tx = self.store.begin("stage_batch").await?;
-        let (staged, rejected) = resolve(&mut tx, writer.workspace, batch, &digest).await?;
+        Ok(true)
+    }
+
+    /// Adds the batch that comes next, and has been checked, to a group.
+    pub(crate) async fn add(
+        &self,
+        writer: &Writer,
+        group: &mut Group,
+        batch: Changes,
+    ) -> Result<()> {
+        let digest = batch.digest(group.digest.clone());
+        let (identities, tx) = (&self.identities, &mut group.tx);
+        let (resolved, rejected) =
+            resolve(identities, tx, writer.workspace, &batch, &digest).await?;
+        group.digest = digest;
+        group.next_offset += resolved.identifier_count;
+        group.batches.push(resolved);
+        if !rejected.is_empty() {
+            group.rejected.push((batch, rejected));
+        }
+        Ok(())
+    }
+
+    /// Makes a group durable; returns the offset after each of its batches.
+    pub(crate) async fn stage(
+        &self,
+        caller: &Caller,
+        writer: &mut Writer,
+        group: Group,
+    ) -> Result<Vec<u64>> {
+        let (mut tx, batches) = (group.tx, group.batches);
+        if batches.is_empty() {
+            return Ok(Vec::new());
+        }
         let (workspace, import_id) = (writer.workspace, writer.import_id.as_str());
         let expiry = self.settings.import_expiry;
-        if !imports::stage(&mut tx, workspace, import_id, writer.fence, &staged, expiry).await? {
+        if !imports::stage(
+            &mut tx,
+            workspace,
+            import_id,
+            writer.fence,
+            &batches,
+            expiry,
+        )
+        .await?
+        {
             let import = imports::lock(&mut tx, workspace, import_id).await?;
             return Err(match import.state {
                 State::Open => fenced(),
                 _ => finished(&import),
             });
         }
-        rejected::insert(&mut tx, workspace, import_id, batch.offset, &rejected).await?;
-        // A revoked credential gets no acknowledgement, however long the batch took.
+        for (batch, rejected) in &group.rejected {
+            let rejections = batch.rejections(rejected);
+            rejected::insert(&mut tx, workspace, import_id, batch.offset, &rejections).await?;
+        }
+        // A revoked credential gets no acknowledgement, however long the batches took.
         if !credentials::is_active(&mut tx, caller.credential).await? {
             return Err(credential_invalid());
         }
         tx.commit().await?;
-        writer.digest = digest;
-        writer.next_offset += staged.identifier_count;
-        Ok(writer.next_offset)
+        writer.digest = group.digest;
+        writer.next_offset = group.next_offset;
+        let ends = batches.iter();
+        Ok(ends
+            .map(|batch| batch.first_offset + batch.identifier_count)
+            .collect())
     }
 
     /// Accepts a batch that was staged before only if it is the same one.
     async fn check_repeated(&self, writer: &Writer, batch: &Changes) -> Result<()> {
-        let mut connection = self.store.connection().await?;
+        let read = self.store.read_in("check_repeated", writer.workspace);
+        let mut connection = read.await?;
         let digests = imports::digests_around(
             &mut connection,
             writer.workspace,

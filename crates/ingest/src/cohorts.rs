@@ -85,7 +85,8 @@ impl Ingest {
         if !caller.sees_partner(key.partner) {
             return Err(Error::not_found("cohort", key.partner_cohort_id));
         }
-        let mut conn = self.store.connection().await?;
+        let read = self.store.read_in("list_versions", workspace);
+        let mut conn = read.await?;
         let cohort = find(&mut conn, workspace, key).await?;
         let (before, limit) = (page.after, page.limit());
         let mut found = versions::list(&mut conn, workspace, cohort.id, before, limit).await?;
@@ -105,7 +106,7 @@ impl Ingest {
         if after.is_some_and(|position| position.order != order) {
             return Err(Error::field("page_token", "is of a list in another order"));
         }
-        let mut conn = self.store.connection().await?;
+        let mut conn = self.store.read_in("list_cohorts", workspace).await?;
         let mut found = cohorts::list(&mut conn, workspace, selection, after, limit).await?;
         let next = page.cut(&mut found, |last| Position::of(last, order));
         Ok((describe(&mut conn, workspace, found).await?, next))

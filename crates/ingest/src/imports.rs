@@ -35,7 +35,7 @@ impl Ingest {
         workspace: WorkspaceId,
         id: &str,
     ) -> Result<Import> {
-        let mut connection = self.store.connection().await?;
+        let mut connection = self.store.read_in("get_import", workspace).await?;
         let found = imports::find(&mut connection, workspace, id).await?;
         visible(caller, id, found)
     }
@@ -47,7 +47,7 @@ impl Ingest {
         wanted: Wanted<'_>,
         page: &Page<(i128, String)>,
     ) -> Result<(Vec<Import>, String)> {
-        let mut connection = self.store.connection().await?;
+        let mut connection = self.store.read_in("list_imports", workspace).await?;
         let cohort = match (wanted.partner, wanted.cohort_id) {
             (_, "") => None,
             (None, _) => return Err(Error::field("partner", "is required with cohort_id")),
@@ -89,7 +89,7 @@ impl Ingest {
         id: &str,
         page: &Page<u64>,
     ) -> Result<(Vec<Rejected>, String)> {
-        let mut connection = self.store.connection().await?;
+        let mut connection = self.store.read_in("list_rejected", workspace).await?;
         let found = imports::find(&mut connection, workspace, id).await?;
         visible(caller, id, found)?;
         let from = page.after.map_or(0, |last| last.saturating_add(1));

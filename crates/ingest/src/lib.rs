@@ -18,9 +18,10 @@ mod wire;
 use std::time::Duration;
 
 use muster_domain::import::MAX_BATCH_BYTES;
+use muster_identity::Identities;
 use muster_proto::ingest::v1::ingest_service_server::IngestServiceServer;
 use muster_service::server::Services;
-use muster_storage::Store;
+use muster_storage::{Role, Store};
 use tokio_util::sync::CancellationToken;
 
 use crate::gate::Gate;
@@ -57,6 +58,7 @@ impl Default for Settings {
 #[derive(Debug, Clone)]
 struct Ingest {
     store: Store,
+    identities: Identities,
     settings: Settings,
     gate: Gate,
     shutdown: CancellationToken,
@@ -67,13 +69,15 @@ struct Ingest {
 pub fn register(
     services: &mut Services,
     store: Store,
+    identities: Identities,
     settings: Settings,
     shutdown: CancellationToken,
 ) {
     /// Room for the envelope around a batch of the largest size.
     const ENVELOPE_BYTES: usize = 1024;
     let ingest = Ingest {
-        store,
+        store: store.acting_as(Role::Ingest),
+        identities,
         settings,
         gate: Gate::default(),
         shutdown,

@@ -139,7 +139,7 @@ pub(crate) async fn check_partner(
 impl Ingest {
     /// Creates an import, or takes over one that is there.
     pub(crate) async fn open(&self, caller: &Caller, entry: &Entry<'_>) -> Result<Writer> {
-        let mut tx = self.store.begin("open_import").await?;
+        let mut tx = self.store.begin_in("open_import", entry.workspace).await?;
         let cohort = entry.cohort(&mut tx).await?;
         let new = entry.new_import(caller, &cohort);
         let (workspace, expiry) = (entry.workspace, self.settings.import_expiry);

@@ -48,7 +48,10 @@ impl Ingest {
     ) -> Result<Outcome> {
         let patience = self.settings.cohort_wait;
         let turn = self.gate.turn(writer.cohort.clone(), patience).await?;
-        let mut tx = self.store.begin("commit_import").await?;
+        let mut tx = self
+            .store
+            .begin_in("commit_import", writer.workspace)
+            .await?;
         tx.wait_for_locks(turn.patience_left()).await?;
         let import = imports::lock(&mut tx, writer.workspace, &writer.import_id).await?;
         match import.state {
@@ -91,7 +94,7 @@ impl Ingest {
         let workspace = entry.workspace;
         let patience = self.settings.cohort_wait;
         let turn = self.gate.turn(entry.gate_key(), patience).await?;
-        let mut tx = self.store.begin("import_at_once").await?;
+        let mut tx = self.store.begin_in("import_at_once", workspace).await?;
         tx.wait_for_locks(turn.patience_left()).await?;
         let cohort = entry.cohort(&mut tx).await?;
         let new = entry.new_import(caller, &cohort);
@@ -101,11 +104,13 @@ impl Ingest {
         let mut import = imports::lock(&mut tx, workspace, new.id).await?;
         entry.name(&mut tx, &cohort).await?;
         let digest = batch.digest(ImportDigest::default());
-        let (batch, rejected) = resolve(&mut tx, workspace, batch, &digest).await?;
-        import.next_offset = batch.identifier_count;
+        let identities = &self.identities;
+        let (resolved, rejected) = resolve(identities, &mut tx, workspace, batch, &digest).await?;
+        import.next_offset = resolved.identifier_count;
         check_content(commit, import.next_offset, &digest.finish())?;
-        rejected::insert(&mut tx, workspace, new.id, 0, &rejected).await?;
-        let source = Source::AtOnce(batch);
+        let rejections = batch.rejections(&rejected);
+        rejected::insert(&mut tx, workspace, new.id, 0, &rejections).await?;
+        let source = Source::AtOnce(resolved);
         let outcome = self.publish(tx, caller, workspace, &import, commit, source);
         Ok(Some(outcome.await?))
     }
@@ -140,7 +145,7 @@ impl Ingest {
         workspace: WorkspaceId,
         import_id: &str,
     ) -> Result<()> {
-        let mut tx = self.store.begin("renew_preview").await?;
+        let mut tx = self.store.begin_in("renew_preview", workspace).await?;
         let import = imports::lock(&mut tx, workspace, import_id).await?;
         if let (State::AwaitingConfirmation, Some(digest)) = (import.state, &import.digest) {
             let plan = self

@@ -3,9 +3,9 @@
 //! Only a commit publishes. The end of the stream says nothing, because a cancelled stream looks
 //! like one that ended cleanly.
 
-use std::{pin::pin, time::Duration};
+use std::{collections::VecDeque, pin::pin, time::Duration};
 
-use futures::{Stream, StreamExt as _};
+use futures::{FutureExt as _, Stream, StreamExt as _};
 use muster_domain::{
     error::{Error, Kind, Result},
     import::{ImportDigest, Mode, Summary},
@@ -146,9 +146,9 @@ async fn converse<S: Stream<Item = Result<Message>>>(
         complete: writer.complete,
     };
     client.send(opened).await?;
-    let mut ahead = ahead.into_iter();
+    let mut ahead = VecDeque::from(ahead);
     loop {
-        let message = match ahead.next() {
+        let message = match ahead.pop_front() {
             Some(message) => Some(message),
             None => client.next().await?,
         };
@@ -161,9 +161,17 @@ async fn converse<S: Stream<Item = Result<Message>>>(
                 ));
             }
             Some(Message::Batch(batch)) => {
-                let staged = ingest.stage(caller, &mut writer, &batch);
-                let next_offset = client.unless_ended(staged).await?;
-                client.send(Reply::Acked { next_offset }).await?;
+                let is_new = client.unless_ended(ingest.is_new(&writer, &batch)).await?;
+                if !is_new {
+                    let next_offset = writer.next_offset;
+                    client.send(Reply::Acked { next_offset }).await?;
+                    continue;
+                }
+                match client.stage(&mut writer, batch, &mut ahead).await? {
+                    After::Nothing => {}
+                    After::Message(message) => ahead.push_front(message),
+                    After::End => return Ok(()),
+                }
             }
             Some(Message::Commit(commit)) => {
                 let outcome = ingest.commit(caller, &writer, &commit).await?;
@@ -171,6 +179,14 @@ async fn converse<S: Stream<Item = Result<Message>>>(
             }
         }
     }
+}
+
+/// What has arrived after some batches.
+enum After {
+    Nothing,
+    Message(Message),
+    /// The end of the client's half.
+    End,
 }
 
 /// Both halves of the stream, cut short when the client goes away, or neither says nor reads
@@ -194,6 +210,48 @@ impl<S: Stream<Item = Result<Message>>> Conversation<'_, S> {
             }
         };
         watched(self.ingest, self.admission, next).await?
+    }
+
+    /// Stages a batch together with those after it that have arrived, and acknowledges each. What
+    /// comes after them and has arrived, too, is returned.
+    async fn stage(
+        &mut self,
+        writer: &mut Writer,
+        first: Changes,
+        ahead: &mut VecDeque<Message>,
+    ) -> Result<After> {
+        let (ingest, caller) = (self.ingest, self.caller);
+        let mut group = self.unless_ended(ingest.group(writer)).await?;
+        let mut next = first;
+        let after = loop {
+            if let Err(error) = next.check(writer.mode) {
+                break Err(error);
+            }
+            self.unless_ended(ingest.add(writer, &mut group, next))
+                .await?;
+            if group.is_full() {
+                break Ok(After::Nothing);
+            }
+            let arrived = match ahead.pop_front() {
+                Some(message) => Some(Some(Ok(message))),
+                None => self.messages.next().now_or_never(),
+            };
+            match arrived {
+                None => break Ok(After::Nothing),
+                Some(None) => break Ok(After::End),
+                Some(Some(Err(error))) => break Err(error),
+                Some(Some(Ok(Message::Batch(batch)))) if group.is_continued_by(&batch) => {
+                    next = batch;
+                }
+                Some(Some(Ok(message))) => break Ok(After::Message(message)),
+            }
+        };
+        // Also if what came after them is wrong: they were sent before it.
+        let staged = ingest.stage(caller, writer, group);
+        for next_offset in self.unless_ended(staged).await? {
+            self.send(Reply::Acked { next_offset }).await?;
+        }
+        after
     }
 
     /// Works for as long as the client is there; what is not committed by then is rolled back.

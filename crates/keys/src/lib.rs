@@ -30,7 +30,7 @@ use muster_proto::keys::v1::{
     integration_service_server::IntegrationServiceServer, key_service_server::KeyServiceServer,
 };
 use muster_service::server::Services;
-use muster_storage::Store;
+use muster_storage::{Role, Store};
 use tokio_util::sync::CancellationToken;
 
 pub use operator::bootstrap_operator;
@@ -47,7 +47,7 @@ pub struct Settings {
 
 /// Adds `KeyService` and `IntegrationService` to a listener.
 pub fn register(services: &mut Services, store: Store, settings: Settings) {
-    let api = Arc::new(api::Api::new(store, settings));
+    let api = Arc::new(api::Api::new(store.acting_as(Role::Keys), settings));
     services.add(
         KeyServiceServer::from_arc(Arc::clone(&api)).max_decoding_message_size(MAX_REQUEST_BYTES),
     );

@@ -4,7 +4,7 @@ use muster_domain::{
     credential::{Kind, Secret},
     error::Result,
 };
-use muster_storage::Store;
+use muster_storage::{Role, Store};
 
 use crate::credential::{self, Grant};
 
@@ -17,7 +17,10 @@ const ACTOR: &str = "muster up";
 /// # Errors
 /// If the database fails.
 pub async fn bootstrap_operator(store: &Store) -> Result<Secret> {
-    let mut tx = store.begin("bootstrap_operator").await?;
+    let mut tx = store
+        .acting_as(Role::Keys)
+        .begin("bootstrap_operator")
+        .await?;
     let grant = Grant {
         kind: Kind::ServiceToken,
         workspace: None,

@@ -33,7 +33,7 @@ const TRACES: [&str; 2] = [
 
 /// Over these come the caller's settings.
 const DEFAULTS: &[(&str, &str)] = &[
-    ("max_connections", "100"),
+    ("max_connections", "200"),
     ("shared_buffers", "256MB"),
     ("wal_compression", "on"),
     // Muster's statements are many and short; compiling them costs more than it saves.

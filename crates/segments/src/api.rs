@@ -2,13 +2,14 @@
 
 use futures::{StreamExt as _, stream::BoxStream};
 use muster_domain::error::{Error, Result};
+use muster_identity::Identities;
 use muster_proto::segments::v1::{
     self as pb, segment_service_server::SegmentService as SegmentServiceApi,
 };
 use muster_service::{
     Caller, Once, Page, RpcResult, admitted, once, outlet::Limits, respond, status,
 };
-use muster_storage::{Store, WorkspaceId};
+use muster_storage::{Role, Store, WorkspaceId};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Status};
 
@@ -23,6 +24,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Api {
     store: Store,
+    identities: Identities,
     settings: Settings,
     turns: Turns,
     shutdown: CancellationToken,
@@ -35,10 +37,15 @@ struct Scope {
 }
 
 impl Api {
-    pub(crate) fn new(store: Store, settings: Settings, shutdown: CancellationToken) -> Self {
+    pub(crate) fn new(
+        identities: Identities,
+        settings: Settings,
+        shutdown: CancellationToken,
+    ) -> Self {
         let turns = Turns::new(settings.concurrent_evaluations, settings.evaluation_wait);
         Self {
-            store,
+            store: identities.store().acting_as(Role::Segments),
+            identities,
             settings,
             turns,
             shutdown,
@@ -246,7 +253,7 @@ impl SegmentServiceApi for Api {
                 resume_token: body.resume_token,
             };
             let limits = self.limits(caller, "it can be resumed");
-            let messages = audience::stream(self.store.clone(), limits, wanted).await?;
+            let messages = audience::stream(self.identities.clone(), limits, wanted).await?;
             let message = move |message| wire::audience_message(&slug, message);
             Ok(messages
                 .map(move |next| next.map(&message).map_err(status))
@@ -305,8 +312,8 @@ impl SegmentServiceApi for Api {
             let target = resolutions::parse_id(&body.target_resolution_id, "target_resolution_id")?;
             let view = wire::view(body.view)?;
             let limits = self.limits(caller, "ask for it again");
-            let store = self.store.clone();
-            let messages = diff::stream(store, limits, scope.id, (base, target), view).await?;
+            let identities = self.identities.clone();
+            let messages = diff::stream(identities, limits, scope.id, (base, target), view).await?;
             Ok(messages
                 .map(|next| next.map(wire::diff_message).map_err(status))
                 .boxed())

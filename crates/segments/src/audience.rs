@@ -6,11 +6,12 @@ use muster_domain::{
     error::{Error, Result},
     user_set::UserSet,
 };
+use muster_identity::Identities;
 use muster_service::{
     outlet::{self, Limits, Messages, Outlet},
     page,
 };
-use muster_storage::{Store, WorkspaceId};
+use muster_storage::WorkspaceId;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
@@ -163,7 +164,7 @@ pub(crate) struct Wanted {
 /// # Errors
 /// `INVALID_ARGUMENT` on `resume_token` if it is of another resolution or partition.
 pub(crate) async fn stream(
-    store: Store,
+    identities: Identities,
     limits: Limits,
     wanted: Wanted,
 ) -> Result<Messages<AudienceMessage>> {
@@ -182,7 +183,7 @@ pub(crate) async fn stream(
     let id = wanted.resolution.resolution.id;
     let rank = resume_rank(&wanted.resume_token, id, partition, part.len())?;
     let passed = part.min().unwrap_or(0)..select(&part, rank).unwrap_or(u32::MAX);
-    let records = Records::new(store, wanted.workspace, wanted.view, pinned, passed);
+    let records = Records::new(identities, wanted.workspace, wanted.view, pinned, passed);
     let production = Production {
         resolution: id,
         partition,

@@ -10,8 +10,9 @@ use muster_domain::{
     error::{Error, Result},
     user_set::{Standing, Tombstones, UserSet},
 };
+use muster_identity::Identities;
 use muster_service::outlet::{self, Limits, Messages, Outlet};
-use muster_storage::{Store, WorkspaceId};
+use muster_storage::{Role, WorkspaceId};
 use uuid::Uuid;
 
 use crate::{
@@ -47,14 +48,15 @@ pub(crate) enum DiffMessage {
 /// # Errors
 /// `NOT_FOUND`.
 pub(crate) async fn stream(
-    store: Store,
+    identities: Identities,
     limits: Limits,
     workspace: WorkspaceId,
     (base, target): (Uuid, Uuid),
     view: View,
 ) -> Result<Messages<DiffMessage>> {
-    let (_, base) = resolutions::get_with_users(&store, workspace, base).await?;
-    let (_, target) = resolutions::get_with_users(&store, workspace, target).await?;
+    let store = &identities.store().acting_as(Role::Segments);
+    let (_, base) = resolutions::get_with_users(store, workspace, base).await?;
+    let (_, target) = resolutions::get_with_users(store, workspace, target).await?;
     let (tx, directory) = store
         .directory_snapshot("diff_resolutions", workspace)
         .await?;
@@ -75,7 +77,7 @@ pub(crate) async fn stream(
         async move {
             outlet.send(header).await?;
             for (side, users) in [(Side::Left, left), (Side::Entered, entered)] {
-                send(&store, workspace, view, side, users, &outlet).await?;
+                send(&identities, workspace, view, side, users, &outlet).await?;
             }
             outlet.send(DiffMessage::End).await
         }
@@ -83,7 +85,7 @@ pub(crate) async fn stream(
 }
 
 async fn send(
-    store: &Store,
+    identities: &Identities,
     workspace: WorkspaceId,
     view: View,
     side: Side,
@@ -91,7 +93,13 @@ async fn send(
     outlet: &Outlet<DiffMessage>,
 ) -> Result<()> {
     let users = Arc::new(users);
-    let mut records = Records::new(store.clone(), workspace, view, Arc::clone(&users), 0..0);
+    let mut records = Records::new(
+        identities.clone(),
+        workspace,
+        view,
+        Arc::clone(&users),
+        0..0,
+    );
     let mut rest = users.iter();
     let mut batch: Vec<u32> = Vec::new();
     loop {

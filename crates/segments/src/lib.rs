@@ -24,9 +24,9 @@ mod wire;
 
 use std::time::Duration;
 
+use muster_identity::Identities;
 use muster_proto::segments::v1::segment_service_server::SegmentServiceServer;
 use muster_service::server::Services;
-use muster_storage::Store;
 use tokio_util::sync::CancellationToken;
 
 #[doc(hidden)]
@@ -68,10 +68,10 @@ impl Default for Settings {
 /// Run [`housekeeping`] beside it, once a process.
 pub fn register(
     services: &mut Services,
-    store: Store,
+    identities: Identities,
     settings: Settings,
     shutdown: CancellationToken,
 ) {
-    let api = api::Api::new(store, settings, shutdown);
+    let api = api::Api::new(identities, settings, shutdown);
     services.add(SegmentServiceServer::new(api).max_decoding_message_size(MAX_REQUEST_BYTES));
 }

@@ -15,7 +15,8 @@ use muster_domain::{
     identifier::IdentifierKind,
     user_set::{Standing, Tombstones, UserSet},
 };
-use muster_storage::{Store, WorkspaceId, audience};
+use muster_identity::{Entry, Identities, Snapshot};
+use muster_storage::{WorkspaceId, audience, directory::Directory};
 
 /// Records read at once take no more than about this many bytes, and neither does a message: stock
 /// gRPC clients accept 4 MiB.
@@ -138,7 +139,7 @@ impl Past {
 /// Makes the records of a pinned set of users, for one stream.
 #[derive(Debug)]
 pub(crate) struct Records {
-    store: Store,
+    identities: Identities,
     workspace: WorkspaceId,
     view: View,
     /// All users that come out, in this stream or beside it.
@@ -152,14 +153,14 @@ pub(crate) struct Records {
 impl Records {
     /// `passed` are the users that came out before the stream was resumed.
     pub(crate) fn new(
-        store: Store,
+        identities: Identities,
         workspace: WorkspaceId,
         view: View,
         pinned: Arc<UserSet>,
         passed: Range<u32>,
     ) -> Self {
         Self {
-            store,
+            identities,
             workspace,
             view,
             pinned,
@@ -178,14 +179,97 @@ impl Records {
     /// # Errors
     /// If the database fails.
     pub(crate) async fn read(&mut self, users: &[u32]) -> Result<Vec<Record>> {
+        let records = match self.read_held(users).await? {
+            Some(records) => records,
+            None => self.read_stored(users).await?,
+        };
+        records.iter().for_each(|record| self.past.made(record));
+        Ok(records)
+    }
+
+    /// From the directory in memory, if it is there.
+    async fn read_held(&mut self, users: &[u32]) -> Result<Option<Vec<Record>>> {
+        /// Tries, since others may bring the directory in memory further meanwhile.
+        const TRIES: usize = 3;
+        let identities = self.identities.clone();
+        let store = identities.store();
+        let mut conn = store.read_in("read_held", self.workspace).await?;
+        for _ in 0..TRIES {
+            let directory = store.directory(&mut conn, self.workspace).await?;
+            let Some(position) = directory.position() else {
+                break;
+            };
+            self.decide_fates(&directory);
+            // What became of the users and what is known of them must be of one moment.
+            let look = |held: &Snapshot<'_>| {
+                (held.epoch() == directory.epoch).then(|| self.print(held, users))
+            };
+            let looked = identities.look(&mut conn, self.workspace, position, look);
+            match looked.await? {
+                None => break,
+                Some(None) => {}
+                Some(Some(records)) => return Ok(Some(records?)),
+            }
+        }
+        Ok(None)
+    }
+
+    /// The records of the first ones of some users, as many as fit a message, at least one.
+    fn print(&self, held: &Snapshot<'_>, users: &[u32]) -> Result<Vec<Record>> {
+        let mut records = Vec::with_capacity(users.len());
+        let mut bytes = 0;
+        for &user in users {
+            let mut record = self.begin(user);
+            if record.withheld.is_none() && self.view != View::UserNo {
+                let printed = self.printed(user);
+                let identifiers = held.identifiers(printed).ok_or_else(|| {
+                    Error::internal(format!("user {printed} is live but not in the directory"))
+                })?;
+                bytes += self.fill(&mut record, identifiers)?;
+                if bytes > READ_BYTES && !records.is_empty() {
+                    break;
+                }
+            }
+            records.push(record);
+        }
+        Ok(records)
+    }
+
+    /// Writes the identifiers that the view asks for into a record; returns their size in bytes.
+    fn fill<'a>(
+        &self,
+        record: &mut Record,
+        identifiers: impl Iterator<Item = Entry<'a>>,
+    ) -> Result<usize> {
+        let text = |bytes: &[u8]| {
+            let text = str::from_utf8(bytes).map_err(Error::internal)?;
+            Ok::<_, Error>(text.to_owned())
+        };
+        let mut bytes = 0;
+        for entry in identifiers {
+            let (label, id) = entry.parts();
+            match entry.kind() {
+                IdentifierKind::ExternalId if entry.is_printed() => record.external_id = text(id)?,
+                // The first one, if there is one, is what this view asks for.
+                _ if self.view == View::ExternalId => break,
+                // Another external id, of somebody merged into this user.
+                IdentifierKind::ExternalId => continue,
+                IdentifierKind::Alias => record.aliases.push((text(label)?, text(id)?)),
+                IdentifierKind::DeviceId => record.device_ids.push(text(id)?),
+            }
+            bytes += label.len() + id.len();
+        }
+        Ok(bytes)
+    }
+
+    /// From Postgres.
+    async fn read_stored(&mut self, users: &[u32]) -> Result<Vec<Record>> {
         // What became of the users and what is known of them must be of one moment: a user who is
         // merged in between would come out with nothing and without a reason.
         let name = "audience_batch";
-        let (mut tx, directory) = self.store.directory_snapshot(name, self.workspace).await?;
-        if self.epoch != Some(directory.epoch) {
-            self.fates = fates(&self.pinned, &directory.tombstones, &self.past);
-            self.epoch = Some(directory.epoch);
-        }
+        let store = self.identities.store();
+        let (mut tx, directory) = store.directory_snapshot(name, self.workspace).await?;
+        self.decide_fates(&directory);
         let mut records: Vec<Record> = users.iter().map(|&user| self.begin(user)).collect();
         let printed: Vec<u32> = records
             .iter()
@@ -230,8 +314,14 @@ impl Records {
                 IdentifierKind::ExternalId => {}
             }
         }
-        records.iter().for_each(|record| self.past.made(record));
         Ok(records)
+    }
+
+    fn decide_fates(&mut self, directory: &Directory) {
+        if self.epoch != Some(directory.epoch) {
+            self.fates = fates(&self.pinned, &directory.tombstones, &self.past);
+            self.epoch = Some(directory.epoch);
+        }
     }
 
     fn begin(&self, user_no: u32) -> Record {

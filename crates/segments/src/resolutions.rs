@@ -109,7 +109,7 @@ async fn get_remembered(
 
 /// Finds a kept resolution.
 pub(crate) async fn get(store: &Store, workspace: WorkspaceId, id: Uuid) -> Result<Described> {
-    let mut conn = store.connection().await?;
+    let mut conn = store.read_in("get_resolution", workspace).await?;
     describe(&mut conn, workspace, id).await
 }
 
@@ -120,7 +120,7 @@ pub(crate) async fn get_with_users(
     id: Uuid,
 ) -> Result<(Described, UserSet)> {
     // One snapshot: it may expire and be deleted between two statements.
-    let mut tx = store.snapshot("get_resolution").await?;
+    let mut tx = store.snapshot_in("get_resolution", workspace).await?;
     let described = describe(&mut tx, workspace, id).await?;
     let users = storage::users(&mut tx, workspace, id).await?;
     tx.commit().await?;
@@ -148,7 +148,7 @@ pub(crate) async fn list(
     (since, until): (Option<Timestamp>, Option<Timestamp>),
     page: &Page<Uuid>,
 ) -> Result<(Vec<Described>, String)> {
-    let mut conn = store.connection().await?;
+    let mut conn = store.read_in("list_resolutions", workspace).await?;
     let segment = match segment {
         Some(segment) => Some(find_segment(&mut conn, workspace, segment).await?.id),
         None => None,
@@ -208,10 +208,9 @@ async fn delete_expired(store: &Store) -> Result<()> {
     let Some(now) = store.clean_up_time().await? else {
         return Ok(());
     };
-    let mut conn = store.connection().await?;
     loop {
         let limit = i64::try_from(BATCH).expect("a small number");
-        let deleted = storage::delete_expired(&mut conn, now, limit).await?;
+        let deleted = store.delete_expired_resolutions(now, limit).await?;
         if deleted > 0 {
             tracing::info!(deleted, "deleted expired resolutions");
         }

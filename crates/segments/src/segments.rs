@@ -54,7 +54,7 @@ pub(crate) async fn get(
     workspace: WorkspaceId,
     segment: &SegmentRef,
 ) -> Result<Described> {
-    let mut conn = store.connection().await?;
+    let mut conn = store.read_in("get_segment", workspace).await?;
     let segment = find_segment(&mut conn, workspace, segment).await?;
     describe(&mut conn, workspace, segment).await
 }
@@ -75,7 +75,7 @@ pub(crate) async fn list(
     wanted: &Wanted<'_>,
     page: &Page<(String, Uuid)>,
 ) -> Result<(Vec<Segment>, Names, String)> {
-    let mut conn = store.connection().await?;
+    let mut conn = store.read_in("list_segments", workspace).await?;
     let after = page.after.as_ref().map(|(name, id)| (name.as_str(), *id));
     let cohort = match wanted.uses {
         None => None,

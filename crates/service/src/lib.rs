@@ -21,6 +21,7 @@ pub mod admission;
 pub mod authorization;
 pub mod caller;
 pub mod consistency;
+mod edge;
 pub mod once;
 pub mod outlet;
 pub mod page;

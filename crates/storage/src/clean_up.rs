@@ -25,7 +25,7 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn clean_up_time(&self) -> Result<Option<Timestamp>> {
-        let mut tx = self.begin("clean_up_time").await?;
+        let mut tx = self.clean_up("clean_up_time").await?;
         let last = sqlx::query!(
             "SELECT seen_at, paused_until, jumped_from FROM clean_up FOR NO KEY UPDATE"
         )

@@ -42,6 +42,18 @@ pub async fn relations(conn: &mut PgConnection) -> Result<Vec<(String, u64)>> {
         .collect())
 }
 
+/// Whether row-level security confines its tables to a workspace, as it does not in old schemas.
+///
+/// # Errors
+/// If the database fails.
+pub async fn is_isolated(conn: &mut PgConnection) -> Result<bool> {
+    Ok(sqlx::query_scalar!(
+        r#"SELECT EXISTS (SELECT FROM pg_class WHERE relforcerowsecurity) AS "isolated!""#
+    )
+    .fetch_one(conn)
+    .await?)
+}
+
 /// Who else is connected to the database, for people.
 ///
 /// # Errors

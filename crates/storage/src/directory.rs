@@ -7,6 +7,8 @@
 //! A change costs a fixed number of statements, however many entries it has: `change` locks and
 //! looks all their identifiers up, the operation decides in memory, in order, then writes in bulk.
 
+pub mod feed;
+
 mod change;
 mod delete;
 mod find;

@@ -68,8 +68,7 @@ pub struct Import {
     pub fence: i64,
     /// Identifiers durably received.
     pub next_offset: u64,
-    /// SHA-256 over them, not yet finished; empty once the import takes no more batches, because it
-    /// may hold the end of the last identifier.
+    /// SHA-256 over them, not yet finished; empty once the import takes no more batches.
     pub digest_state: Vec<u8>,
     /// When the source says its data is from.
     pub source_time: Option<Timestamp>,

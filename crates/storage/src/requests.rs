@@ -18,6 +18,13 @@ pub struct RequestKey<'a> {
     pub request_id: &'a str,
 }
 
+impl RequestKey<'_> {
+    /// The workspace that its answer is kept under; there is none with the number 0.
+    fn entered(&self) -> WorkspaceId {
+        self.workspace.unwrap_or(WorkspaceId(0))
+    }
+}
+
 /// A mutation that is done for the first time, or has been done.
 #[derive(Debug)]
 pub enum Attempt {
@@ -52,12 +59,12 @@ impl Store {
     /// # Errors
     /// `INVALID_ARGUMENT` on `request_id` if it came with another request before.
     pub async fn mutation(&self, key: RequestKey<'_>, request: &[u8]) -> Result<Attempt> {
-        let mut tx = self.begin(key.method).await?;
+        let mut tx = self.begin_in(key.method, key.entered()).await?;
         if key.request_id.is_empty() {
             let remembered = None;
             return Ok(Attempt::First(Mutation { tx, remembered }));
         }
-        let workspace_id = key.workspace.map_or(0, |id| id.0);
+        let WorkspaceId(workspace_id) = key.entered();
         let fingerprint = Sha256::digest(request);
         let inserted = sqlx::query!(
             "INSERT INTO request_log (workspace_id, actor, method, request_id, fingerprint)
@@ -104,11 +111,11 @@ impl Store {
         if key.request_id.is_empty() {
             return Ok(None);
         }
-        let mut connection = self.connection().await?;
+        let mut connection = self.read_in(key.method, key.entered()).await?;
         let earlier = sqlx::query!(
             r#"SELECT fingerprint, response AS "response!" FROM request_log
                WHERE workspace_id = $1 AND actor = $2 AND method = $3 AND request_id = $4"#,
-            key.workspace.map_or(0, |id| id.0),
+            key.entered().0,
             key.actor,
             key.method,
             key.request_id,
@@ -126,13 +133,14 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn forget_requests(&self, now: Timestamp) -> Result<u64> {
-        let mut connection = self.connection().await?;
+        let mut tx = self.clean_up("forget_requests").await?;
         let forgotten = sqlx::query!(
             "DELETE FROM request_log WHERE created_at < $1::timestamptz - interval '24 hours'",
             now
         )
-        .execute(&mut *connection)
+        .execute(&mut *tx)
         .await?;
+        tx.commit().await?;
         Ok(forgotten.rows_affected())
     }
 }

@@ -11,7 +11,7 @@ use muster_domain::{
 use sqlx::{PgConnection, postgres::types::PgInterval};
 use uuid::Uuid;
 
-use crate::{Result, Timestamp, WorkspaceId};
+use crate::{Result, Store, Timestamp, WorkspaceId};
 
 /// A kept resolution, without its users.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -289,22 +289,27 @@ pub async fn users(conn: &mut PgConnection, workspace: WorkspaceId, id: Uuid) ->
     Ok(users)
 }
 
-/// Deletes up to `limit` resolutions, of all workspaces, that have expired by `now`. Returns how many.
-///
-/// # Errors
-/// If the database fails.
-pub async fn delete_expired(conn: &mut PgConnection, now: Timestamp, limit: i64) -> Result<u64> {
-    // What another server is deleting is left to it.
-    let deleted = sqlx::query!(
-        "DELETE FROM resolution WHERE (workspace_id, resolution_id) IN (
-             SELECT workspace_id, resolution_id FROM resolution
-             WHERE expires_at <= $2 ORDER BY expires_at LIMIT $1
-             FOR UPDATE SKIP LOCKED
-         )",
-        limit,
-        now,
-    )
-    .execute(conn)
-    .await?;
-    Ok(deleted.rows_affected())
+impl Store {
+    /// Deletes up to `limit` resolutions, of all workspaces, that have expired by `now`. Returns how
+    /// many.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn delete_expired_resolutions(&self, now: Timestamp, limit: i64) -> Result<u64> {
+        let mut tx = self.clean_up("delete_expired_resolutions").await?;
+        // What another server is deleting is left to it.
+        let deleted = sqlx::query!(
+            "DELETE FROM resolution WHERE (workspace_id, resolution_id) IN (
+                 SELECT workspace_id, resolution_id FROM resolution
+                 WHERE expires_at <= $2 ORDER BY expires_at LIMIT $1
+                 FOR UPDATE SKIP LOCKED
+             )",
+            limit,
+            now,
+        )
+        .execute(&mut *tx)
+        .await?;
+        tx.commit().await?;
+        Ok(deleted.rows_affected())
+    }
 }

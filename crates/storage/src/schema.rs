@@ -8,7 +8,7 @@ use sqlx::{
     migrate::{Migrate, MigrateError, Migrator},
 };
 
-use crate::{Result, Store};
+use crate::{Result, Store, roles};
 
 static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
 
@@ -20,13 +20,15 @@ const SESSION: [(&str, &str); 2] = [
 ];
 
 impl Store {
-    /// Brings the schema up to the version of this build. Two migrators at once do no harm: one
-    /// waits for the other, as long as that takes. Returns the versions it applied. Dropping the
-    /// future ends it; a migration that was begun is then not applied.
+    /// Brings the schema up to the version of this build, and grants the roles of the servers what
+    /// they may do on it. Two migrators at once do no harm: one waits for the other, as long as that
+    /// takes. Returns the versions it applied. Dropping the future ends it; a migration that was
+    /// begun is then not applied.
     ///
     /// # Errors
     /// `FAILED_PRECONDITION` (`SCHEMA_VERSION`) if the schema is newer than this build or an applied
-    /// migration is not the one this build knows; (`MIGRATION_FAILED`) if one does not apply.
+    /// migration is not the one this build knows; (`MIGRATION_FAILED`) if one does not apply;
+    /// (`ROLES_MISSING`) if the roles of the servers need an administrator.
     pub async fn migrate(&self) -> Result<Vec<i64>> {
         let mut connection = self.dial(&SESSION).await?;
         // While a statement waits for a table, whoever wants that table waits behind it: for that
@@ -40,11 +42,13 @@ impl Store {
             .await?;
         let before = applied(&mut connection).await?;
         known(&before)?;
+        roles::create(&mut connection).await?;
         // This takes the lock once more, which a session may.
         MIGRATIONS
             .run_direct(None, &mut connection, false)
             .await
             .map_err(migration_failed)?;
+        roles::grant(&mut connection).await?;
         let after = applied(&mut connection).await?;
         // The lock ends with the session.
         connection.close().await?;

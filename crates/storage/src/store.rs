@@ -1,27 +1,32 @@
 //! The pools of connections, and transactions that have a name.
+//!
+//! A server acts in a [`Role`] of its own, which may do little, and says of each transaction which
+//! workspace it is about: row-level security shows it that one. Who forgets to say sees nothing.
 
 use std::{
+    collections::HashMap,
     io,
     ops::{Deref, DerefMut},
     str::FromStr,
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
 use muster_domain::error::Kind;
 use sqlx::{
-    Connection as _, PgConnection, PgPool, Postgres,
+    AssertSqlSafe, Connection as _, PgConnection, PgPool, Postgres,
     pool::PoolConnection,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
-use crate::{Error, Result, directory::DirectoryCache};
+use crate::{Error, Result, Role, WorkspaceId, directory::DirectoryCache, roles};
 
 /// How a server uses the database.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// `postgres://…`
     pub url: String,
-    /// Most connections held at once by work; four more look credentials up.
+    /// Most connections held at once by the work of each server; four more look credentials up.
     pub max_connections: u32,
     /// How long a call waits for a free connection before it fails with `UNAVAILABLE`. Callers give
     /// up after 10 s, so this must be well below.
@@ -48,19 +53,29 @@ impl Settings {
 /// Connections beside [`Settings::max_connections`] that only look credentials up.
 const CREDENTIAL_CONNECTIONS: u32 = 4;
 
-/// The database of a deployment; cheap to clone.
+/// The database of a deployment, in one role; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Store {
     pool: PgPool,
-    /// For short statements that wait for nobody, so that work which holds all of `pool`, waiting
-    /// for one lock, does not keep everybody out.
-    credentials: PgPool,
+    pools: Arc<Pools>,
     directories: DirectoryCache,
+}
+
+/// A pool for each role that was asked for.
+#[derive(Debug)]
+struct Pools {
+    settings: Settings,
+    options: PgConnectOptions,
+    /// For short statements that wait for nobody, so that work which holds all of another pool,
+    /// waiting for one lock, does not keep everybody out.
+    credentials: PgPool,
+    roles: Mutex<HashMap<Option<Role>, PgPool>>,
 }
 
 impl Store {
     /// Prepares the pools; connections are made when they are needed, so a server starts, and says
-    /// what is wrong, also while the database is away.
+    /// what is wrong, also while the database is away. It acts as whoever the URL names, as
+    /// migrations do; for servers there is [`acting_as`](Self::acting_as).
     ///
     /// # Errors
     /// If the URL is malformed.
@@ -75,20 +90,33 @@ impl Store {
                 // locks that others wait for. No work of ours pauses for so long.
                 ("idle_in_transaction_session_timeout", "10000".to_owned()),
             ]);
-        let pool = |max_connections, options| {
-            PgPoolOptions::new()
-                .max_connections(max_connections)
-                .acquire_timeout(settings.acquire_timeout)
-                .connect_lazy_with(options)
+        let access = PgConnectOptions::clone(&options).options([("role", Role::Access.name())]);
+        let pools = Pools {
+            credentials: pool(settings, CREDENTIAL_CONNECTIONS, access),
+            settings: settings.clone(),
+            options,
+            roles: Mutex::default(),
         };
         Ok(Self {
-            pool: pool(settings.max_connections, options.clone()),
-            credentials: pool(CREDENTIAL_CONNECTIONS, options),
+            pool: pools.of(None),
+            pools: Arc::new(pools),
             directories: DirectoryCache::default(),
         })
     }
 
-    /// A connection outside any transaction, for single statements.
+    /// The same database in a role. Its connections begin in that role and come back to it, and
+    /// each role has a pool of its own, so that no server takes the connections of another.
+    #[must_use]
+    pub fn acting_as(&self, role: Role) -> Self {
+        Self {
+            pool: self.pools.of(Some(role)),
+            pools: Arc::clone(&self.pools),
+            directories: self.directories.clone(),
+        }
+    }
+
+    /// A connection outside any transaction, for single statements about control tables. What
+    /// belongs to a workspace is not seen by it: see [`read_in`](Self::read_in).
     ///
     /// # Errors
     /// `UNAVAILABLE` if none is free in time.
@@ -101,26 +129,77 @@ impl Store {
     /// # Errors
     /// `UNAVAILABLE` if none is free in time.
     pub async fn credential_connection(&self) -> Result<PoolConnection<Postgres>> {
-        Ok(self.credentials.acquire().await?)
+        Ok(self.pools.credentials.acquire().await?)
     }
 
-    /// Begins a transaction; dropping it rolls back.
+    /// Begins a transaction about control tables; dropping it rolls back. What belongs to a
+    /// workspace is neither seen nor written by it: see [`begin_in`](Self::begin_in).
     ///
     /// # Errors
     /// `UNAVAILABLE` if no connection is free in time.
     pub async fn begin(&self, name: &'static str) -> Result<Tx> {
-        let pool = self.pool.clone();
-        begun(name, async move { pool.begin().await }).await
+        self.begin_with(name, "BEGIN".to_owned()).await
     }
 
-    /// Begins a read-only transaction in which every statement sees one and the same snapshot.
+    /// Begins a transaction that sees and writes what belongs to one workspace; dropping it rolls
+    /// back.
+    ///
+    /// # Errors
+    /// `UNAVAILABLE` if no connection is free in time.
+    pub async fn begin_in(&self, name: &'static str, workspace: WorkspaceId) -> Result<Tx> {
+        self.begin_with(name, enter("BEGIN", workspace)).await
+    }
+
+    /// Begins a read-only transaction about one workspace, in which each statement sees what is
+    /// committed by then; dropping it ends it.
+    ///
+    /// # Errors
+    /// `UNAVAILABLE` if no connection is free in time.
+    pub async fn read_in(&self, name: &'static str, workspace: WorkspaceId) -> Result<Tx> {
+        let begin = enter("BEGIN READ ONLY", workspace);
+        self.begin_with(name, begin).await
+    }
+
+    /// Begins a read-only transaction in which every statement sees one and the same snapshot, of
+    /// control tables.
     ///
     /// # Errors
     /// `UNAVAILABLE` if no connection is free in time.
     pub async fn snapshot(&self, name: &'static str) -> Result<Tx> {
-        let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+        self.begin_with(name, SNAPSHOT.to_owned()).await
+    }
+
+    /// Begins a read-only transaction in which every statement sees one and the same snapshot, of
+    /// one workspace.
+    ///
+    /// # Errors
+    /// `UNAVAILABLE` if no connection is free in time.
+    pub async fn snapshot_in(&self, name: &'static str, workspace: WorkspaceId) -> Result<Tx> {
+        self.begin_with(name, enter(SNAPSHOT, workspace)).await
+    }
+
+    /// Begins a transaction of a clean-up, which goes through all workspaces and may little else.
+    ///
+    /// # Errors
+    /// `UNAVAILABLE` if no connection is free in time.
+    pub(crate) async fn clean_up(&self, name: &'static str) -> Result<Tx> {
+        self.acting_as(Role::Housekeeping).begin(name).await
+    }
+
+    /// Begins a transaction to the end even if nobody waits for it any more.
+    ///
+    /// sqlx rolls back what is dropped once it has begun. A `BEGIN` that is dropped on its way to
+    /// the database it forgets: the connection would go back to the pool inside an open
+    /// transaction, and whatever used it next would read an old snapshot, or write what is never
+    /// committed.
+    async fn begin_with(&self, name: &'static str, begin: String) -> Result<Tx> {
         let pool = self.pool.clone();
-        begun(name, async move { pool.begin_with(begin).await }).await
+        // Several statements in one round trip; what they hold is a number or a name of ours.
+        let begin = async move { pool.begin_with(AssertSqlSafe(begin)).await };
+        match tokio::spawn(begin).await {
+            Ok(begun) => Ok(Tx::new(name, begun?)),
+            Err(error) => Err(muster_domain::error::Error::internal(error).into()),
+        }
     }
 
     /// Makes a connection outside the pools, with further settings, and says why if it cannot: the
@@ -160,8 +239,51 @@ impl Store {
 
     /// Closes all connections, waiting for those in use.
     pub async fn close(&self) {
-        tokio::join!(self.pool.close(), self.credentials.close());
+        self.pools.close().await;
     }
+}
+
+impl Pools {
+    fn of(&self, role: Option<Role>) -> PgPool {
+        let mut roles = self.roles.lock().expect("no panic while locked");
+        let pool = roles.entry(role).or_insert_with(|| {
+            let options = PgConnectOptions::clone(&self.options);
+            let options = match role {
+                // Of the session itself, so that it is also what a reset goes back to.
+                Some(role) => options.options([("role", role.name())]),
+                None => options,
+            };
+            pool(&self.settings, self.settings.max_connections, options)
+        });
+        pool.clone()
+    }
+
+    async fn close(&self) {
+        let pools: Vec<PgPool> = {
+            let roles = self.roles.lock().expect("no panic while locked");
+            let all = roles.values().chain([&self.credentials]);
+            all.cloned().collect()
+        };
+        // Each refuses new work from here on; then those in use are waited for.
+        let closing: Vec<_> = pools.iter().map(|pool| pool.close()).collect();
+        for closed in closing {
+            closed.await;
+        }
+    }
+}
+
+fn pool(settings: &Settings, max_connections: u32, options: PgConnectOptions) -> PgPool {
+    PgPoolOptions::new()
+        .max_connections(max_connections)
+        .acquire_timeout(settings.acquire_timeout)
+        .connect_lazy_with(options)
+}
+
+const SNAPSHOT: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+
+/// Begins, and enters a workspace until the end of the transaction.
+fn enter(begin: &str, WorkspaceId(workspace): WorkspaceId) -> String {
+    format!("{begin}; SET LOCAL muster.workspace = '{workspace}'")
 }
 
 /// Whether a connection failed as it does while a database starts.
@@ -185,6 +307,9 @@ fn out_of_reach(options: &PgConnectOptions, cause: sqlx::Error) -> muster_domain
         Some(socket) => socket.display().to_string(),
         None => format!("{}:{}", options.get_host(), options.get_port()),
     };
+    if roles::refused(&cause) {
+        return roles::missing(cause);
+    }
     let mut error = muster_domain::error::Error::new(
         Kind::Unavailable,
         "DATABASE_UNAVAILABLE",
@@ -192,21 +317,6 @@ fn out_of_reach(options: &PgConnectOptions, cause: sqlx::Error) -> muster_domain
     );
     error.source = Some(cause.into());
     error
-}
-
-/// Begins a transaction to the end even if nobody waits for it any more.
-///
-/// sqlx rolls back what is dropped once it has begun. A `BEGIN` that is dropped on its way to the
-/// database it forgets: the connection would go back to the pool inside an open transaction, and
-/// whatever used it next would read an old snapshot, or write what is never committed.
-async fn begun(
-    name: &'static str,
-    begin: impl Future<Output = sqlx::Result<sqlx::Transaction<'static, Postgres>>> + Send + 'static,
-) -> Result<Tx> {
-    match tokio::spawn(begin).await {
-        Ok(begun) => Ok(Tx::new(name, begun?)),
-        Err(error) => Err(muster_domain::error::Error::internal(error).into()),
-    }
 }
 
 /// A transaction with a name; dropping it rolls back.

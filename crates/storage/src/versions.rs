@@ -283,7 +283,7 @@ impl Store {
         const PAGE: i64 = 1_000;
         let mut forgotten = 0;
         loop {
-            let mut connection = self.connection().await?;
+            let mut tx = self.clean_up("forget_history").await?;
             let done = sqlx::query!(
                 "DELETE FROM cohort_delta WHERE (workspace_id, cohort_id, version, part) IN (
                      SELECT d.workspace_id, d.cohort_id, d.version, d.part
@@ -298,15 +298,16 @@ impl Store {
                 PAGE,
                 now,
             )
-            .execute(&mut *connection)
+            .execute(&mut *tx)
             .await?
             .rows_affected();
+            tx.commit().await?;
             forgotten += done;
             if done == 0 {
                 break;
             }
         }
-        let mut connection = self.connection().await?;
+        let mut tx = self.clean_up("forget_history").await?;
         sqlx::query!(
             "DELETE FROM cohort_checkpoint k USING cohort c, cohort_version v
              WHERE c.workspace_id = k.workspace_id AND c.cohort_id = k.cohort_id
@@ -316,8 +317,9 @@ impl Store {
             interval(retention),
             now,
         )
-        .execute(&mut *connection)
+        .execute(&mut *tx)
         .await?;
+        tx.commit().await?;
         Ok(forgotten)
     }
 }

@@ -57,7 +57,7 @@ async fn main() {
         let settings = server::Settings::default();
         let contract = muster_proto::FILE_DESCRIPTOR_SET;
         let served = services.serve(listener, store, &settings, contract, shutdown);
-        served.await.unwrap();
+        served.await;
     });
     let credential = Credential::bearer(secret.expose()).unwrap();
     let mut client = Connection::new(&endpoint, Some(credential))

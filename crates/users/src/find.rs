@@ -25,7 +25,7 @@ pub(crate) struct Found {
 
 /// Finds a user.
 pub(crate) async fn find(store: &Store, workspace: WorkspaceId, name: Name<'_>) -> Result<Found> {
-    let mut tx = store.snapshot("find_user").await?;
+    let mut tx = store.snapshot_in("find_user", workspace).await?;
     let number = match name {
         Name::Number(number) => number,
         Name::Identifier(identifier) => {

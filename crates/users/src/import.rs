@@ -49,7 +49,7 @@ impl Import {
         workspace: WorkspaceId,
         batch: Entries<UserRecord<'_>>,
     ) -> Result<Answer> {
-        let mut tx = self.store.begin("import_users").await?;
+        let mut tx = self.store.begin_in("import_users", workspace).await?;
         let answer = upsert(&mut tx, workspace, batch).await?;
         tx.commit().await?;
         Ok(answer)

@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use muster_proto::users::v1::user_service_server::UserServiceServer;
 use muster_service::server::Services;
-use muster_storage::Store;
+use muster_storage::{Role, Store};
 use tokio_util::sync::CancellationToken;
 
 /// Largest message, in bytes: a thousand merges of the longest aliases fit, and a batch that is
@@ -54,6 +54,6 @@ pub fn register(
     settings: Settings,
     shutdown: CancellationToken,
 ) {
-    let api = api::Api::new(store, settings, shutdown);
+    let api = api::Api::new(store.acting_as(Role::Users), settings, shutdown);
     services.add(UserServiceServer::new(api).max_decoding_message_size(MAX_MESSAGE_BYTES));
 }

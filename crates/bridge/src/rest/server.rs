@@ -1,97 +1,22 @@
-//! Connections: accepted up to a limit, bounded in how slow they may be, drained at the end.
+//! Serving the contract.
 
-use std::{io, sync::Arc, time::Duration};
-
-use hyper::server::conn::http1;
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    server::graceful::GracefulShutdown,
-    service::TowerToHyperService,
-};
-use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::Semaphore,
-    task::JoinSet,
-};
+use muster_listener::{Listener, Protocol};
 use tokio_util::sync::CancellationToken;
 
 use super::{RestSettings, router};
 
-/// How long to wait after a failed accept: out of file descriptors is the usual cause, and trying
-/// again at once would only burn a core.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// Serves the contract on `listener` until `shutdown`, then lets calls in progress end, for as long
-/// as [`RestSettings::drain_timeout`], and cuts off the rest.
-///
-/// It speaks HTTP/1.1 in clear; TLS belongs to a proxy in front. `axum::serve` would do, but sets
-/// no bound on how long a client may take for the head of a request, and the version detection
-/// that HTTP/2 on the same port needs has none, either.
-///
-/// # Errors
-/// None at present: a failed accept is logged and tried again.
+/// Serves the contract on `listener`, over HTTP/1.1, until `shutdown`, then lets calls in progress
+/// end, for as long as the settings allow, and cuts off the rest.
 pub async fn serve(
-    listener: TcpListener,
+    listener: impl Into<Listener>,
     settings: RestSettings,
     shutdown: CancellationToken,
-) -> io::Result<()> {
-    let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new())
-        .header_read_timeout(settings.header_timeout);
-    let drain_timeout = settings.drain_timeout;
-    let room = Arc::new(Semaphore::new(settings.max_connections));
-    let service = TowerToHyperService::new(router(settings));
-    let graceful = GracefulShutdown::new();
-    let mut connections = JoinSet::new();
-    loop {
-        let accepted = tokio::select! {
-            biased;
-            () = shutdown.cancelled() => break,
-            // Only so that those that ended do not pile up.
-            Some(_) = connections.join_next() => continue,
-            accepted = accept(&listener, &room) => accepted,
-        };
-        match accepted {
-            Ok((stream, permit)) => {
-                let connection = http.serve_connection(TokioIo::new(stream), service.clone());
-                let connection = graceful.watch(connection);
-                connections.spawn(async move {
-                    if let Err(error) = connection.await {
-                        tracing::debug!(%error, "a connection ended badly");
-                    }
-                    drop(permit);
-                });
-            }
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
-    // Refuse new connections at once, so that a load balancer goes elsewhere.
-    drop(listener);
-    if tokio::time::timeout(drain_timeout, graceful.shutdown())
-        .await
-        .is_err()
-    {
-        tracing::warn!(
-            open = connections.len(),
-            "cut off connections that did not end in time"
-        );
-    }
-    connections.shutdown().await;
-    Ok(())
-}
-
-async fn accept(
-    listener: &TcpListener,
-    room: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
-    let permit = Arc::clone(room).acquire_owned().await;
-    let permit = permit.map_err(io::Error::other)?;
-    let (stream, _) = listener.accept().await?;
-    stream.set_nodelay(true)?;
-    Ok((stream, permit))
+) {
+    let limits = settings.limits.clone();
+    let listener = listener.into();
+    listener
+        .serve(router(settings), Protocol::Http1, limits, shutdown)
+        .await;
 }
 
 #[cfg(test)]

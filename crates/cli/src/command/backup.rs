@@ -9,7 +9,7 @@ use std::{
     time::Instant,
 };
 
-use muster_storage::contents;
+use muster_storage::{Role, contents};
 use nix::fcntl::OFlag;
 use serde_json::json;
 use tokio::{
@@ -140,6 +140,7 @@ async fn dump(
     let mut connection = place.store.connection().await?;
     let relations = contents::relations(&mut connection).await?;
     let major = contents::server_major(&mut connection).await?;
+    let isolated = contents::is_isolated(&mut connection).await?;
     drop(connection);
     if !relations
         .iter()
@@ -150,13 +151,18 @@ async fn dump(
         ));
     }
     let program = place.tool("pg_dump", major)?;
-    let words = [
+    let mut words = vec![
         "--format=custom",
         "--no-owner",
         "--no-privileges",
         "--lock-wait-timeout=30s",
         "--verbose",
     ];
+    // The owner sees no row of any workspace. This role sees all, by policies: row security stays on.
+    let role = format!("--role={}", Role::Backup.name());
+    if isolated {
+        words.extend([role.as_str(), "--enable-row-security"]);
+    }
     let mut tool = Tool::start(&program, &words, Some(&place.target))?;
     let mut from = tool.child.stdout.take().expect("it is a pipe");
     let mut way = Way::new(relations);

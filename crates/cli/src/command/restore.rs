@@ -6,6 +6,7 @@ use std::{
 };
 
 use muster_storage::{
+    Role,
     contents::{self, Contents},
     schema,
 };
@@ -94,12 +95,17 @@ impl Restore {
             )));
         }
         drop(connection);
+        // The policies of the backup name them.
+        place.store.create_roles().await?;
         self.fill(place, &program, output).await?;
         let mut connection = place.store.connection().await?;
         contents::analyze(&mut connection).await?;
         drop(connection);
         let contents = match place.store.check_schema().await {
-            Ok(()) => Some(self.check(place).await?),
+            Ok(()) => {
+                place.store.grant_privileges().await?;
+                Some(self.check(place).await?)
+            }
             Err(_) => None,
         };
         Ok(Restored { made_at, contents })
@@ -135,7 +141,11 @@ impl Restore {
     }
 
     async fn check(&self, place: &Place) -> Result<Contents> {
-        let mut tx = place.store.snapshot("check_contents").await?;
+        let mut tx = place
+            .store
+            .acting_as(Role::Backup)
+            .snapshot("check_contents")
+            .await?;
         let contents = contents::check(&mut tx).await?;
         if contents.problems.is_empty() {
             return Ok(contents);

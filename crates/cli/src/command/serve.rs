@@ -1,8 +1,14 @@
 //! `muster serve`: some of the servers, on a database that `muster migrate` has prepared.
 
-use std::{collections::BTreeSet, net::SocketAddr, num::NonZeroU32};
+use std::{
+    collections::BTreeSet,
+    net::SocketAddr,
+    num::{NonZeroU32, NonZeroUsize},
+    path::PathBuf,
+};
 
-use muster_storage::Store;
+use muster_listener::{Limits, Listener, Protocol, Tls, TlsFiles};
+use muster_storage::{Role, Store};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -46,6 +52,63 @@ pub(crate) struct ServingArgs {
         hide_env_values = true
     )]
     rest_listen: Option<SocketAddr>,
+    /// File of the certificate to serve with, then those that lead to a root; read again when it changes
+    #[arg(
+        long,
+        env = "MUSTER_SERVER_CERT",
+        value_name = "FILE",
+        requires = "server_key",
+        hide_env_values = true
+    )]
+    server_cert: Option<PathBuf>,
+    /// File of the private key of that certificate
+    #[arg(
+        long,
+        env = "MUSTER_SERVER_KEY",
+        value_name = "FILE",
+        requires = "server_cert",
+        hide_env_values = true
+    )]
+    server_key: Option<PathBuf>,
+    /// File of the roots to which the certificates of gRPC clients must lead; without it they need none
+    #[arg(
+        long,
+        env = "MUSTER_CLIENT_CA",
+        value_name = "FILE",
+        requires = "server_cert",
+        hide_env_values = true
+    )]
+    client_ca: Option<PathBuf>,
+    /// Serve without TLS also where others can listen in
+    #[arg(long, env = "MUSTER_INSECURE", hide_env_values = true)]
+    insecure: bool,
+    /// Connections at once, on each listener
+    #[arg(
+        long,
+        env = "MUSTER_MAX_CONNECTIONS",
+        value_name = "N",
+        default_value = "1024",
+        hide_env_values = true
+    )]
+    max_connections: NonZeroUsize,
+    /// Connections at once from one address, on each listener [default: as many as there may be]
+    #[arg(
+        long,
+        env = "MUSTER_MAX_CONNECTIONS_PER_ADDRESS",
+        value_name = "N",
+        hide_env_values = true
+    )]
+    max_connections_per_address: Option<NonZeroUsize>,
+    /// How old a connection becomes before its peer is told to make another; open calls may then go on for as long again
+    #[arg(
+        long,
+        env = "MUSTER_CONNECTION_AGE",
+        value_name = "DURATION",
+        default_value = "1h",
+        value_parser = crate::when::positive_duration,
+        hide_env_values = true
+    )]
+    connection_age: std::time::Duration,
     /// URL under which partners reach the REST contract [default: where it listens]
     #[arg(
         long,
@@ -113,6 +176,16 @@ pub(crate) struct ServingArgs {
         hide_env_values = true
     )]
     stream_idle: std::time::Duration,
+    /// Memory for the identifiers of users, over all workspaces; 0 matches in the database alone
+    #[arg(
+        long,
+        env = "MUSTER_IDENTITY_MEMORY",
+        value_name = "SIZE",
+        default_value = "2GiB",
+        value_parser = crate::size::bytes,
+        hide_env_values = true
+    )]
+    identity_memory: usize,
     /// Serve gRPC reflection
     #[arg(long, env = "MUSTER_REFLECTION", hide_env_values = true)]
     reflection: bool,
@@ -130,6 +203,10 @@ impl ServingArgs {
             reflection: self.reflection,
             rest_public_url: self.rest_public_url.clone(),
             rest_requests_per_hour: self.rest_requests_per_hour,
+            identity: muster_identity::Settings {
+                memory_bytes: self.identity_memory,
+                ..defaults.identity
+            },
             ingest: muster_ingest::Settings {
                 import_expiry: self.import_expiry,
                 history_retention: self.history_retention,
@@ -138,9 +215,63 @@ impl ServingArgs {
             },
             resolution_retention: self.resolution_retention,
             stream_idle: self.stream_idle,
-            grace: self.grace,
+            limits: self.limits(),
             bridge_upstream: None,
         }
+    }
+
+    fn limits(&self) -> Limits {
+        let max_connections = self.max_connections.get();
+        Limits {
+            max_connections,
+            max_connections_per_address: self
+                .max_connections_per_address
+                .map_or(max_connections, NonZeroUsize::get),
+            connection_age: self.connection_age,
+            connection_grace: self.connection_age,
+            shutdown_grace: self.grace,
+            ..Limits::default()
+        }
+    }
+
+    /// TLS of a listener; only gRPC asks clients for a certificate, as partners have none.
+    fn tls(&self, protocol: Protocol) -> Result<Option<Tls>> {
+        let (Some(certificate), Some(key)) = (&self.server_cert, &self.server_key) else {
+            return Ok(None);
+        };
+        let files = TlsFiles {
+            certificate: certificate.clone(),
+            key: key.clone(),
+            client_ca: match protocol {
+                Protocol::Http2 => self.client_ca.clone(),
+                Protocol::Http1 => None,
+            },
+        };
+        let tls = Tls::load(files, protocol);
+        tls.map(Some)
+            .map_err(|error| CliError::Failed(error.to_string()))
+    }
+
+    /// Binds an address, and says how it is spoken to.
+    async fn listen(
+        &self,
+        address: Option<SocketAddr>,
+        default_port: u16,
+        protocol: Protocol,
+    ) -> Result<Listener> {
+        let tls = self.tls(protocol)?;
+        if let Some(address) = address
+            && tls.is_none()
+            && !self.insecure
+            && !address.ip().to_canonical().is_loopback()
+        {
+            return Err(CliError::Usage(format!(
+                "others can listen in on {address}: give --server-cert and --server-key, or \
+                 --insecure if a proxy with TLS is in front or the network is trusted"
+            )));
+        }
+        let listener = bind(address, default_port).await?;
+        Ok(Listener::from(listener).with_tls(tls))
     }
 
     /// Binds what these servers listen on.
@@ -149,11 +280,17 @@ impl ServingArgs {
         let rest = servers.contains(&Server::Bridge);
         Ok(Listeners {
             grpc: match grpc {
-                true => Some(bind(self.grpc_listen, GRPC_PORT).await?),
+                true => Some(
+                    self.listen(self.grpc_listen, GRPC_PORT, Protocol::Http2)
+                        .await?,
+                ),
                 false => None,
             },
             rest: match rest {
-                true => Some(bind(self.rest_listen, REST_PORT).await?),
+                true => Some(
+                    self.listen(self.rest_listen, REST_PORT, Protocol::Http1)
+                        .await?,
+                ),
                 false => None,
             },
         })
@@ -192,7 +329,7 @@ impl Serve {
                 () = signals.next() => return Ok(()),
             };
             let checked = tokio::select! {
-                checked = opened.store.check_schema() => Some(checked),
+                checked = check(&opened.store, &servers) => Some(checked),
                 () = signals.next() => None,
             };
             let Some(Ok(())) = checked else {
@@ -202,7 +339,8 @@ impl Serve {
             };
             database = Some(opened);
         } else {
-            settings.bridge_upstream = Some(global.endpoint().map_err(CliError::from)?);
+            let endpoint = global.endpoint().map_err(CliError::from)?;
+            settings.bridge_upstream = Some(global.connect(&endpoint, None)?);
         }
         let listeners = self.serving.bind(&servers).await?;
         output::ready(
@@ -269,4 +407,14 @@ pub(crate) async fn serve(
 
 fn failed(failure: Failure) -> CliError {
     CliError::Failed(failure.to_string())
+}
+
+/// Makes sure that the servers find the schema they know and can act in their roles.
+async fn check(store: &Store, servers: &BTreeSet<Server>) -> Result<()> {
+    store.check_schema().await?;
+    let roles = servers.iter().filter_map(|server| server.role());
+    for role in roles.chain([Role::Access, Role::Directory, Role::Housekeeping]) {
+        store.acting_as(role).check_role().await?;
+    }
+    Ok(())
 }

@@ -19,11 +19,12 @@ use super::{
 use crate::{Connection, Refusal};
 
 /// Most batches sent but not acknowledged: enough to keep the wire and the server's commits busy,
-/// and at most 8 MiB.
-const WINDOW: usize = 8;
+/// and at most 16 MiB. The server
+/// stages up to 8 in one transaction; the next 8 are there when it has done so.
+const WINDOW: usize = 16;
 
 /// Batches read ahead of the window.
-const READ_AHEAD: usize = 2;
+const READ_AHEAD: usize = 4;
 
 /// Why a stream ended without a result.
 #[derive(Debug)]

@@ -11,8 +11,30 @@ fn the_digest_is_the_documented_one() {
     let mut digest = ImportDigest::default();
     digest.update(Effect::Add, IdentifierRef::external_id("u-1"));
     digest.update(Effect::Remove, IdentifierRef::alias("mail", "ann"));
-    let expected = Sha256::digest(b"\x01\x01\0\0\0\x03u-1\x02\x02\0\0\0\x04mail\0\0\0\x03ann");
-    assert_eq!(digest.finish(), <[u8; 32]>::from(expected));
+    let mut expected = [0; 128];
+    expected[..9].copy_from_slice(b"\x01\x01\0\0\0\x03u-1");
+    expected[64..][..17].copy_from_slice(b"\x02\x02\0\0\0\x04mail\0\0\0\x03ann");
+    assert_eq!(digest.finish(), <[u8; 32]>::from(Sha256::digest(expected)));
+}
+
+#[test]
+fn the_stored_state_of_a_digest_holds_no_end_of_an_identifier() {
+    for length in 1..=200 {
+        let id = "x".repeat(length);
+        for identifier in [
+            IdentifierRef::external_id(&id),
+            IdentifierRef::alias(&id, &id),
+        ] {
+            let mut digest = ImportDigest::default();
+            digest.update(Effect::Add, identifier);
+            let state = digest.state();
+            // Eight words of hash and a count of blocks; then what is left over, which is nothing.
+            assert!(
+                state[40..].iter().all(|&byte| byte == 0),
+                "{length}: {state:?}"
+            );
+        }
+    }
 }
 
 #[test]

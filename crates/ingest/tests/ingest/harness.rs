@@ -8,6 +8,7 @@ use muster_domain::{
     identifier::IdentifierRef,
     import::{Effect, ImportDigest},
 };
+use muster_identity::Identities;
 use muster_ingest::Settings;
 use muster_proto::{
     ingest::v1::{self as pb, ingest_cohort_request as req, ingest_cohort_response as res},
@@ -54,7 +55,21 @@ pub(crate) async fn start_with(settings: Settings) -> Harness {
     tx.commit().await.unwrap();
     let shutdown = CancellationToken::new();
     let mut services = Services::default();
-    muster_ingest::register(&mut services, store.clone(), settings, shutdown.clone());
+    let identities = Identities::new(
+        store.clone(),
+        muster_identity::Settings {
+            // However small the directories of tests are.
+            least_users: 0,
+            ..Default::default()
+        },
+    );
+    muster_ingest::register(
+        &mut services,
+        store.clone(),
+        identities,
+        settings,
+        shutdown.clone(),
+    );
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint = format!("http://{}", listener.local_addr().unwrap());
     let (serving_store, stop) = (store.clone(), shutdown.clone());
@@ -68,8 +83,7 @@ pub(crate) async fn start_with(settings: Settings) -> Harness {
                 muster_proto::FILE_DESCRIPTOR_SET,
                 stop,
             )
-            .await
-            .unwrap();
+            .await;
     });
     let operator = token(&store, &endpoint).await;
     let (key, partner) = key(&store, &endpoint, workspace, "tinyclues").await;

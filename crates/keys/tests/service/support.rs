@@ -45,7 +45,7 @@ impl Muster {
                 muster_proto::FILE_DESCRIPTOR_SET,
             );
             let served = services.serve(listener, serving, &settings, contract, ended);
-            served.await.unwrap();
+            served.await;
         });
         Self {
             operator: connect(&endpoint, operator_secret.expose()),

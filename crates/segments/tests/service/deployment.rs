@@ -9,6 +9,7 @@ use muster_domain::{
     import::{Effect, Mode, Run, Tally},
     user_set::UserSet,
 };
+use muster_identity::Identities;
 use muster_proto::segments::v1::{
     self as pb, AudienceBatch, AudienceEnd, AudienceHeader, resolve_segment_response::Message,
     segment_service_client::SegmentServiceClient,
@@ -58,12 +59,20 @@ impl Deployment {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
         let mut services = Services::default();
-        muster_segments::register(&mut services, store.clone(), settings, shutdown.clone());
+        let identities = Identities::new(
+            store.clone(),
+            muster_identity::Settings {
+                // However small the directories of tests are.
+                least_users: 0,
+                ..Default::default()
+            },
+        );
+        muster_segments::register(&mut services, identities, settings, shutdown.clone());
         let (serving, stop) = (store.clone(), shutdown.clone());
         tokio::spawn(async move {
             let settings = server::Settings::default();
             let serve = services.serve(listener, serving, &settings, &[], stop);
-            serve.await.unwrap();
+            serve.await;
         });
         let anonymous = Connection::new(&endpoint, None).unwrap();
         let (token, credential) = token(&store, Some(shop.id)).await;

@@ -8,6 +8,7 @@ use std::{
 use muster_domain::user_set::{Tombstones, UserSet};
 use sqlx::PgConnection;
 
+use super::feed::{History, Position};
 use crate::{Result, Store, Tx, WorkspaceId};
 
 /// Who is live in a workspace at one epoch.
@@ -19,9 +20,19 @@ pub struct Directory {
     pub next_user_no: u64,
     /// The users that are no longer live; shared, since most changes of a directory leave it alone.
     pub tombstones: Arc<Tombstones>,
+    history: Option<History>,
 }
 
 impl Directory {
+    /// How far the directory was; `None` if the workspace has none.
+    pub fn position(&self) -> Option<Position> {
+        Some(Position {
+            history: self.history?,
+            epoch: self.epoch,
+            next_user_no: self.next_user_no,
+        })
+    }
+
     /// Every live user.
     pub fn live(&self) -> UserSet {
         self.tombstones.live(self.next_user_no)
@@ -62,7 +73,7 @@ impl Store {
         name: &'static str,
         workspace: WorkspaceId,
     ) -> Result<(Tx, Arc<Directory>)> {
-        let mut tx = self.snapshot(name).await?;
+        let mut tx = self.snapshot_in(name, workspace).await?;
         let directory = self.directory(&mut tx, workspace).await?;
         Ok((tx, directory))
     }
@@ -93,7 +104,7 @@ impl Store {
                     .unwrap_or_default()
             }
         };
-        let directory = if directory.epoch == cached.epoch {
+        let directory = if directory.epoch == cached.epoch && directory.history == cached.history {
             cached
         } else {
             Arc::new(directory)
@@ -111,7 +122,9 @@ async fn load(
     known: &Directory,
 ) -> Result<Option<Directory>> {
     let rows = sqlx::query!(
-        r#"SELECT d.epoch, d.next_user_no, u.user_no AS "user_no?", u.merged_into
+        r#"SELECT d.epoch, d.next_user_no, pg_postmaster_start_time() AS "started_at!",
+                  (SELECT oid FROM pg_database WHERE datname = current_database()) AS "database!",
+                  d.tableoid AS "table!", u.user_no AS "user_no?", u.merged_into
            FROM directory d
            LEFT JOIN directory_user u
              ON u.workspace_id = d.workspace_id AND u.epoch > $2 AND u.state <> 1
@@ -125,13 +138,16 @@ async fn load(
     let Some(first) = rows.first() else {
         return Ok(Some(Directory::default()));
     };
-    if first.epoch < known.epoch {
+    let history = History::new(first.started_at, first.database, first.table);
+    let other_history = known.history.is_some_and(|known| known != history);
+    if first.epoch < known.epoch || other_history {
         return Ok(None);
     }
     let mut directory = Directory {
         epoch: first.epoch,
         next_user_no: number(first.next_user_no),
         tombstones: Arc::clone(&known.tombstones),
+        history: Some(history),
     };
     for row in &rows {
         if let Some(user) = row.user_no {

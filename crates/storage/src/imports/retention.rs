@@ -16,7 +16,7 @@ impl Store {
     pub async fn expire_imports(&self, now: Timestamp) -> Result<u64> {
         let mut expired = 0;
         loop {
-            let mut connection = self.connection().await?;
+            let mut tx = self.clean_up("expire_imports").await?;
             let done = sqlx::query!(
                 "WITH expired AS (
                      SELECT workspace_id, import_id FROM cohort_import
@@ -37,9 +37,10 @@ impl Store {
                 CLEAN_UP_PAGE,
                 now,
             )
-            .execute(&mut *connection)
+            .execute(&mut *tx)
             .await?
             .rows_affected();
+            tx.commit().await?;
             expired += done;
             if done == 0 {
                 return Ok(expired);
@@ -56,7 +57,7 @@ impl Store {
     pub async fn forget_imports(&self, now: Timestamp, retention: Duration) -> Result<u64> {
         let mut forgotten = 0;
         loop {
-            let mut connection = self.connection().await?;
+            let mut tx = self.clean_up("forget_imports").await?;
             let done = sqlx::query!(
                 "DELETE FROM cohort_import i
                  USING (
@@ -69,9 +70,10 @@ impl Store {
                 CLEAN_UP_PAGE,
                 now,
             )
-            .execute(&mut *connection)
+            .execute(&mut *tx)
             .await?
             .rows_affected();
+            tx.commit().await?;
             forgotten += done;
             if done == 0 {
                 return Ok(forgotten);

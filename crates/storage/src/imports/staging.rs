@@ -25,8 +25,10 @@ pub struct Batch {
     pub directory_epoch: i64,
 }
 
-/// Stores a batch at the end of an open import. Returns `false`, and stores nothing, if the import
-/// is not open, not at that offset, or has another writer.
+/// Stores batches, which follow each other, at the end of an open import. Returns `false`, and stores
+/// nothing, if the import is not open, not at their offset, or has another writer.
+///
+/// There is at least one.
 ///
 /// # Errors
 /// If the database fails.
@@ -35,9 +37,12 @@ pub async fn stage(
     workspace: WorkspaceId,
     import_id: &str,
     fence: i64,
-    batch: &Batch,
+    batches: &[Batch],
     expires_in: Duration,
 ) -> Result<bool> {
+    let first_offset = batches.first().map_or(0, |batch| batch.first_offset);
+    let last = batches.last().expect("there is at least one");
+    let identifier_count = last.first_offset + last.identifier_count - first_offset;
     let moved = sqlx::query!(
         "UPDATE cohort_import
          SET next_offset = next_offset + $5, digest_state = $6, updated_at = now(),
@@ -47,9 +52,9 @@ pub async fn stage(
         workspace.0,
         import_id,
         fence,
-        to_sql(batch.first_offset),
-        to_sql(batch.identifier_count),
-        batch.digest_state,
+        to_sql(first_offset),
+        to_sql(identifier_count),
+        last.digest_state,
         interval(expires_in),
     )
     .execute(&mut *conn)
@@ -61,17 +66,21 @@ pub async fn stage(
         "INSERT INTO import_batch (workspace_id, import_id, first_offset, identifier_count, runs,
                                    unknown, device_of_identified_user, invalid, digest_state,
                                    directory_epoch)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+         SELECT $1, $2, *
+         FROM unnest($3::bigint[], $4::integer[], $5::bytea[], $6::integer[], $7::integer[],
+                     $8::integer[], $9::bytea[], $10::bigint[])",
         workspace.0,
         import_id,
-        to_sql(batch.first_offset),
-        small(batch.identifier_count),
-        runs_to_bytes(&batch.runs),
-        small(batch.unmatched.unknown),
-        small(batch.unmatched.device_of_identified_user),
-        small(batch.unmatched.invalid),
-        batch.digest_state,
-        batch.directory_epoch,
+        &column(batches, |batch| to_sql(batch.first_offset)),
+        &column(batches, |batch| small(batch.identifier_count)),
+        &column(batches, |batch| runs_to_bytes(&batch.runs)),
+        &column(batches, |batch| small(batch.unmatched.unknown)),
+        &column(batches, |batch| small(
+            batch.unmatched.device_of_identified_user
+        )),
+        &column(batches, |batch| small(batch.unmatched.invalid)),
+        &column(batches, |batch| batch.digest_state.clone()),
+        &column(batches, |batch| batch.directory_epoch),
     )
     .execute(conn)
     .await?;
@@ -157,6 +166,10 @@ pub async fn digests_around(
         (Some(before), Some(batch)) if begins_here(&batch) => Some((before.1, batch.1)),
         _ => None,
     })
+}
+
+fn column<T>(batches: &[Batch], value: impl Fn(&Batch) -> T) -> Vec<T> {
+    batches.iter().map(value).collect()
 }
 
 fn small(count: u64) -> i32 {

@@ -1,6 +1,7 @@
 //! Who may do what, where.
 
 use muster_proto::users::v1::{self as pb, UserOutcome};
+use muster_storage::Role;
 use tonic::Code;
 
 use crate::harness::{Muster, outcomes, records, refused_as};
@@ -48,7 +49,8 @@ async fn a_token_of_one_workspace_sees_no_other() {
 #[tokio::test]
 async fn work_that_holds_every_connection_locks_nobody_out() {
     let muster = Muster::with_connections(1).await;
-    let _busy = muster.store.connection().await.unwrap();
+    let users = muster.store.acting_as(Role::Users);
+    let _busy = users.connection().await.unwrap();
     // What needs no other connection than that of its credential is told at once.
     let empty = pb::UpsertUsersRequest::default();
     let refused = muster.users.clone().upsert_users(empty).await;

@@ -56,7 +56,7 @@ impl Muster {
             let settings = server::Settings::default();
             let contract = muster_proto::FILE_DESCRIPTOR_SET;
             let served = services.serve(listener, serving, &settings, contract, ended);
-            served.await.unwrap();
+            served.await;
         });
         workspace(&store, "shop").await;
         let (_, operator) = token(&store, &endpoint, None, "*").await;

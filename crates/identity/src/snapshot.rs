@@ -1,0 +1,36 @@
+//! A look into a directory.
+
+use muster_domain::identifier::IdentifierRef;
+use muster_storage::directory::Match;
+
+use crate::{arena::Entry, index::Index};
+
+/// A directory as it was at one epoch. Held for the moment of a look only: it keeps others from
+/// bringing the index up to date.
+#[derive(Debug)]
+pub struct Snapshot<'a> {
+    index: &'a Index,
+    epoch: i64,
+}
+
+impl<'a> Snapshot<'a> {
+    pub(crate) fn new(index: &'a Index, epoch: i64) -> Self {
+        Self { index, epoch }
+    }
+
+    /// The epoch.
+    pub fn epoch(&self) -> i64 {
+        self.epoch
+    }
+
+    /// What well-formed identifiers lead to; one entry for each, in order.
+    pub fn matches(&self, identifiers: &[IdentifierRef<'_>]) -> Vec<Match> {
+        self.index.matches(identifiers)
+    }
+
+    /// The identifiers of a user: first the external id that audiences print, if there is one, then
+    /// the others by kind, label and id. `None` if the user is not live.
+    pub fn identifiers(&self, user: u32) -> Option<impl Iterator<Item = Entry<'a>>> {
+        self.index.record(user)
+    }
+}

@@ -1,0 +1,347 @@
+//! What an index of a directory in memory is fed with: all identifiers, and what changed since.
+//!
+//! Nothing here needs one snapshot. An index that was read while the directory changed is right once
+//! every user who was touched since the epoch before has been read again.
+
+use futures::TryStreamExt as _;
+use muster_domain::{
+    error::Error,
+    identifier::{Identifier, IdentifierKind, IdentifierRef},
+};
+use sqlx::PgConnection;
+
+use super::follow::user_no;
+use crate::{Result, Store, WorkspaceId};
+
+/// Which history of a directory its epochs count: not the same one before and after a database was
+/// restored, or another server took over for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct History {
+    /// When the database server was started.
+    started_at: time::OffsetDateTime,
+    /// The database, which may be swapped for a copy of it.
+    database: sqlx::postgres::types::Oid,
+    /// The table, which a restored dump has anew.
+    table: sqlx::postgres::types::Oid,
+}
+
+impl History {
+    pub(super) fn new(
+        started_at: time::OffsetDateTime,
+        database: sqlx::postgres::types::Oid,
+        table: sqlx::postgres::types::Oid,
+    ) -> Self {
+        Self {
+            started_at,
+            database,
+            table,
+        }
+    }
+}
+
+/// How far a directory is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Position {
+    /// The history that the epoch is of.
+    pub history: History,
+    /// Counts the changes.
+    pub epoch: i64,
+    /// How many numbers have been given out.
+    pub next_user_no: u64,
+}
+
+/// How far the directory is at this moment.
+///
+/// # Errors
+/// If the database fails.
+pub async fn position(conn: &mut PgConnection, workspace: WorkspaceId) -> Result<Position> {
+    let row = sqlx::query!(
+        r#"SELECT epoch, next_user_no, pg_postmaster_start_time() AS "started_at!",
+                  (SELECT oid FROM pg_database WHERE datname = current_database()) AS "database!",
+                  tableoid AS "table!"
+           FROM directory WHERE workspace_id = $1"#,
+        workspace.0,
+    )
+    .fetch_one(conn)
+    .await?;
+    Ok(Position {
+        history: History::new(row.started_at, row.database, row.table),
+        epoch: row.epoch,
+        next_user_no: u64::try_from(row.next_user_no).map_err(Error::internal)?,
+    })
+}
+
+/// A user who was touched, as the directory has it now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TouchedUser {
+    /// The number.
+    pub number: u32,
+    /// Whether the first identifier is the external id that audiences print. Otherwise the user is
+    /// anonymous, or no longer live.
+    pub printed: bool,
+    /// All identifiers: the printed one first, then by kind, label and id. Empty if the user is not
+    /// live.
+    pub identifiers: Vec<Identifier>,
+}
+
+/// Users who were touched after some point.
+#[derive(Debug)]
+pub struct Touched {
+    /// How far the directory was when they were read.
+    pub position: Position,
+    /// They, in order.
+    pub users: Vec<TouchedUser>,
+    /// The point after the last one, if there may be more.
+    pub more: Option<Point>,
+}
+
+/// A point in the changes of a directory: an epoch and the last user looked at of those it touched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Point(i64, i64);
+
+impl Point {
+    /// The end of an epoch.
+    pub fn end_of(epoch: i64) -> Self {
+        Self(epoch, i64::MAX)
+    }
+}
+
+/// The first users who were touched after a point, in order, and all their identifiers, as of one
+/// moment.
+///
+/// # Errors
+/// If the database fails.
+pub async fn touched_since(
+    conn: &mut PgConnection,
+    workspace: WorkspaceId,
+    since: Point,
+) -> Result<Touched> {
+    /// As many as one change touches, more or less.
+    const LIMIT: i64 = 10_000;
+    let mut rows = sqlx::query!(
+        // LIMIT and OFFSET keep the planner on the indices, whatever it believes of the numbers.
+        r#"SELECT d.epoch, d.next_user_no, pg_postmaster_start_time() AS "started_at!",
+                  (SELECT oid FROM pg_database WHERE datname = current_database()) AS "database!",
+                  d.tableoid AS "table!", u.user_no AS "user_no?", u.epoch AS "touched_at?",
+                  u.external_id, i.kind AS "kind?", i.label AS "label?", i.id AS "id?"
+           FROM directory d
+           LEFT JOIN LATERAL (
+               SELECT user_no, epoch, external_id FROM directory_user
+               WHERE workspace_id = $1 AND (epoch, user_no) > ($2, $3)
+               ORDER BY epoch, user_no LIMIT $4
+           ) AS u ON true
+           LEFT JOIN LATERAL (
+               SELECT kind, label, id FROM user_identifier
+               WHERE workspace_id = $1 AND user_no = u.user_no
+               OFFSET 0
+           ) AS i ON true
+           WHERE d.workspace_id = $1
+           ORDER BY u.epoch, u.user_no, i.kind, i.label, i.id"#,
+        workspace.0,
+        since.0,
+        since.1,
+        LIMIT,
+    )
+    .fetch(conn);
+    let mut position = None;
+    let mut users: Vec<TouchedUser> = Vec::new();
+    let mut last = since;
+    while let Some(row) = rows.try_next().await? {
+        position = Some(Position {
+            history: History::new(row.started_at, row.database, row.table),
+            epoch: row.epoch,
+            next_user_no: u64::try_from(row.next_user_no).map_err(Error::internal)?,
+        });
+        let (Some(number), Some(touched_at)) = (row.user_no, row.touched_at) else {
+            continue;
+        };
+        last = Point(touched_at, number);
+        let number = user_no(number);
+        if users.last().is_none_or(|user| user.number != number) {
+            users.push(TouchedUser {
+                number,
+                printed: row.external_id.is_some(),
+                identifiers: Vec::new(),
+            });
+        }
+        if let (Some(kind), Some(label), Some(id)) = (row.kind, row.label, row.id) {
+            let user = users.last_mut().expect("pushed above");
+            let identifier = Identifier {
+                kind: kind_of(kind)?,
+                label,
+                id,
+            };
+            if identifier.kind == IdentifierKind::ExternalId
+                && row.external_id.as_ref() == Some(&identifier.id)
+            {
+                user.identifiers.insert(0, identifier);
+            } else {
+                user.identifiers.push(identifier);
+            }
+        }
+    }
+    let position = position.ok_or_else(|| Error::not_found("directory", "of the workspace"))?;
+    let full = i64::try_from(users.len()).is_ok_and(|count| count >= LIMIT);
+    Ok(Touched {
+        position,
+        more: full.then_some(last),
+        users,
+    })
+}
+
+fn kind_of(code: i16) -> Result<IdentifierKind> {
+    let kind = u8::try_from(code).ok().and_then(IdentifierKind::from_code);
+    Ok(kind.ok_or_else(|| Error::internal("unknown kind of identifier"))?)
+}
+
+impl Store {
+    /// A connection of its own, outside the pools, for reading all of the directory of a workspace.
+    ///
+    /// # Errors
+    /// `UNAVAILABLE` if the database cannot be reached.
+    pub async fn feed_connection(&self, workspace: WorkspaceId) -> Result<PgConnection> {
+        // The index on user_no gives the identifiers of a user together, and only those of one
+        // workspace. The planner would rather read the whole table and sort it.
+        self.dial(&[
+            ("muster.workspace", &workspace.0.to_string()),
+            ("statement_timeout", "0"),
+            ("enable_seqscan", "off"),
+            ("enable_bitmapscan", "off"),
+            ("enable_sort", "off"),
+        ])
+        .await
+    }
+}
+
+/// An identifier of a user, as it is read in bulk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Row<'a> {
+    /// Whose it is.
+    pub user: u32,
+    /// The identifier.
+    pub identifier: IdentifierRef<'a>,
+}
+
+/// A row as it arrives, to be read by [`row`].
+pub use bytes::Bytes as RawRow;
+
+/// Hands the identifiers of the users in a range of numbers to `take`, user by user; those of one
+/// user in any order.
+///
+/// # Errors
+/// If the database fails, or `take` says so.
+pub async fn copy_identifiers(
+    conn: &mut PgConnection,
+    workspace: WorkspaceId,
+    users: std::ops::Range<u64>,
+    mut take: impl FnMut(RawRow) -> Result<()>,
+) -> Result<()> {
+    let statement = format!(
+        "COPY (SELECT user_no, kind, label, id FROM user_identifier
+               WHERE workspace_id = {} AND user_no >= {} AND user_no < {}
+               ORDER BY user_no)
+         TO STDOUT (FORMAT binary)",
+        workspace.0, users.start, users.end,
+    );
+    let mut rows = conn.copy_out_raw(&statement).await?;
+    let mut first = true;
+    while let Some(mut row) = rows.try_next().await? {
+        if std::mem::take(&mut first) {
+            skip_header(&mut row)?;
+        }
+        // The header may come alone; -1 in place of the number of fields ends the data.
+        if row.is_empty() || row[..] == [0xff, 0xff] {
+            continue;
+        }
+        take(row)?;
+    }
+    Ok(())
+}
+
+/// Signature, flags, and an extension of a length that it tells.
+fn skip_header(bytes: &mut RawRow) -> Result<()> {
+    const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0";
+    const LENGTH_BYTES: usize = SIGNATURE.len() + 8;
+    let header = bytes.get(..LENGTH_BYTES);
+    let header = header.filter(|header| header.starts_with(SIGNATURE));
+    let header = header.ok_or_else(unreadable)?;
+    let extension = &header[SIGNATURE.len() + 4..];
+    let extension = u32::from_be_bytes(extension.try_into().expect("4 bytes"));
+    let end = LENGTH_BYTES + extension as usize;
+    if bytes.len() < end {
+        return Err(unreadable().into());
+    }
+    drop(bytes.split_to(end));
+    Ok(())
+}
+
+/// Reads a row that [`copy_identifiers`] handed out.
+///
+/// # Errors
+/// `INTERNAL` if it is not one.
+pub fn row(raw: &RawRow) -> Result<Row<'_>> {
+    let mut fields = Fields(raw);
+    let row = (|| {
+        fields.expect(4u16.to_be_bytes())?;
+        let user = i64::from_be_bytes(fields.next()?.try_into().ok()?);
+        let kind = i16::from_be_bytes(fields.next()?.try_into().ok()?);
+        Some(Row {
+            user: u32::try_from(user).ok()?,
+            identifier: IdentifierRef {
+                kind: IdentifierKind::from_code(u8::try_from(kind).ok()?)?,
+                label: str::from_utf8(fields.next()?).ok()?,
+                id: str::from_utf8(fields.next()?).ok()?,
+            },
+        })
+    })();
+    Ok(row.ok_or_else(unreadable)?)
+}
+
+/// The fields of a row: each its length in 4 bytes, big-endian, and its bytes.
+struct Fields<'a>(&'a [u8]);
+
+impl<'a> Fields<'a> {
+    fn expect<const N: usize>(&mut self, bytes: [u8; N]) -> Option<()> {
+        self.0 = self.0.strip_prefix(&bytes)?;
+        Some(())
+    }
+
+    fn next(&mut self) -> Option<&'a [u8]> {
+        let (length, rest) = self.0.split_first_chunk::<4>()?;
+        let length = u32::from_be_bytes(*length) as usize;
+        let (field, rest) = rest.split_at_checked(length)?;
+        self.0 = rest;
+        Some(field)
+    }
+}
+
+fn unreadable() -> Error {
+    Error::internal("the database sent identifiers in a form that was not asked for")
+}
+
+/// The external ids that audiences print of the users whom others were merged into. Whoever has
+/// several external ids is among them.
+///
+/// # Errors
+/// If the database fails.
+pub async fn survivors(
+    conn: &mut PgConnection,
+    workspace: WorkspaceId,
+) -> Result<std::collections::HashMap<u32, String>> {
+    let rows = sqlx::query!(
+        r#"SELECT DISTINCT survivor.user_no, survivor.external_id AS "external_id!"
+           FROM directory_user merged
+           JOIN directory_user survivor
+             ON survivor.workspace_id = merged.workspace_id
+            AND survivor.user_no = merged.merged_into
+           WHERE merged.workspace_id = $1 AND merged.state <> 1 AND merged.merged_into IS NOT NULL
+             AND survivor.external_id IS NOT NULL"#,
+        workspace.0,
+    )
+    .fetch_all(conn)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| (user_no(row.user_no), row.external_id))
+        .collect())
+}
