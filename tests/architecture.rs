@@ -27,10 +27,15 @@ const ALLOWED: &[(&str, &[&str])] = &[
     // Clients only, never storage: a partner's side of the wire.
     ("bridge", &["proto", "domain", "client", "listener"]),
     ("testbed", &["launcher", "storage"]),
+    // Sees Muster from outside, as a process, and the Postgres below it.
+    (
+        "bench",
+        &["proto", "domain", "launcher", "client", "testbed"],
+    ),
 ];
 
 /// The command composes everything, and the journeys look at everything.
-const UNRESTRICTED: &[&str] = &["cli", "tests"];
+const UNRESTRICTED: &[&str] = &["cli", "tests", "fuzz-targets"];
 
 #[test]
 fn crates_import_only_what_the_architecture_allows() {

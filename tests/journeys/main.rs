@@ -4,6 +4,7 @@
 
 mod campaign;
 mod erasure;
+mod hostile;
 mod matching;
 mod model;
 mod operator;

@@ -24,6 +24,8 @@ mod csv;
 mod file;
 mod rest;
 
+#[doc(hidden)]
+pub use file::fuzz as fuzz_file;
 pub use file::{Defect, FileError, FileRows, FileSource, FileTally, HeaderError, MalformedRow};
 pub use rest::{RestError, RestFailure, RestTarget};
 

@@ -17,6 +17,8 @@ use muster_listener::Limits;
 
 mod answer;
 mod body;
+#[doc(hidden)]
+pub mod fuzzing;
 mod limit;
 mod routes;
 mod server;

@@ -18,6 +18,8 @@ mod database;
 pub mod deployment;
 pub mod endpoints;
 mod error;
+#[doc(hidden)]
+pub mod fuzzing;
 mod global;
 mod identifier;
 mod output;

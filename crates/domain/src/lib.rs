@@ -11,4 +11,5 @@ pub mod filter;
 pub mod identifier;
 pub mod import;
 pub mod name;
+pub mod spreadsheet;
 pub mod user_set;

@@ -29,6 +29,8 @@ use muster_proto::segments::v1::segment_service_server::SegmentServiceServer;
 use muster_service::server::Services;
 use tokio_util::sync::CancellationToken;
 
+#[doc(hidden)]
+pub use audience::fuzz_resume_token;
 pub use resolutions::housekeeping;
 
 /// Largest request, in bytes: a filter of 1,000 nodes and a text of 64 KiB fit.

@@ -104,7 +104,10 @@ pub fn broken_stream(status: &Status) -> Error {
 pub(crate) fn malformed(status: &Status) -> Option<Error> {
     let text = status.message();
     match status.code() {
-        Code::Internal if text.starts_with("failed to decode Protobuf message") => {
+        Code::Internal
+            if text.starts_with("failed to decode Protobuf message")
+                || text == "Missing request message." =>
+        {
             let message = text.to_owned();
             Some(Error::new(
                 Kind::InvalidArgument,

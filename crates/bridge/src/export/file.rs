@@ -15,6 +15,7 @@ use flate2::bufread::MultiGzDecoder;
 use muster_domain::{
     identifier::{Identifier, IdentifierKind},
     import::Effect,
+    spreadsheet,
 };
 
 use super::csv::{Fields, Rows};
@@ -29,7 +30,8 @@ const BYTE_ORDER_MARK: &[u8] = &[0xef, 0xbb, 0xbf];
 /// `alias:LABEL` columns. Other columns are ignored.
 ///
 /// Each row is about one person; the first of those columns, in the order of the file, that is not
-/// empty identifies them. It can be read from its start as often as needed, by clones, too.
+/// empty identifies them. In a file with a column `user_no`, which is an audience that Muster wrote,
+/// what was put in front of identifiers for [spreadsheet programs](spreadsheet) is taken off. It can be read from its start as often as needed, by clones, too.
 #[derive(Debug, Clone)]
 pub struct FileSource {
     path: PathBuf,
@@ -240,7 +242,7 @@ impl Read for Counted {
 }
 
 /// The text of a file: decompressed if it is gzip, without a byte order mark.
-fn decoded(file: Counted) -> io::Result<Box<dyn BufRead>> {
+fn decoded(file: impl Read + 'static) -> io::Result<Box<dyn BufRead>> {
     let (magic, file) = peek(
         BufReader::with_capacity(BUFFER_BYTES, file),
         GZIP_MAGIC.len(),
@@ -272,6 +274,8 @@ fn peek<R: BufRead>(mut input: R, bytes: usize) -> io::Result<(Vec<u8>, Peeked<R
 struct Header {
     width: usize,
     columns: Vec<Column>,
+    /// Whether Muster wrote the file.
+    ours: bool,
 }
 
 struct Column {
@@ -289,6 +293,7 @@ impl Header {
             .iter()
             .map(|name| String::from_utf8_lossy(name).trim().to_owned())
             .collect();
+        let ours = names.iter().any(|name| name == "user_no");
         let mut columns = Vec::new();
         for (index, name) in names.iter().enumerate() {
             let (kind, label) = match name.as_str() {
@@ -308,7 +313,11 @@ impl Header {
             return Err(HeaderError::NoIdentifierColumn { found }.into());
         }
         let width = fields.len();
-        Ok(Self { width, columns })
+        Ok(Self {
+            width,
+            columns,
+            ours,
+        })
     }
 
     /// Whom a row is about.
@@ -327,6 +336,11 @@ impl Header {
         if id.contains(['\n', '\r']) {
             return Err(Defect::LineBreak);
         }
+        let id = if self.ours {
+            spreadsheet::unguarded(id)
+        } else {
+            id
+        };
         Ok(Identifier {
             kind: column.kind,
             label: column.label.clone(),
@@ -380,6 +394,35 @@ impl Iterator for FileRows {
             }
         }
         None
+    }
+}
+
+/// The way in of a fuzz target (`tests/fuzz`); not an interface.
+///
+/// # Panics
+/// If a row is neither somebody nor malformed.
+#[doc(hidden)]
+pub fn fuzz(bytes: &[u8]) {
+    let Ok(text) = decoded(io::Cursor::new(bytes.to_vec())) else {
+        return;
+    };
+    let mut rows = Rows::new(text);
+    let Ok(header) = Header::read(&mut rows) else {
+        return;
+    };
+    let result = Arc::default();
+    let people = FileRows {
+        rows,
+        header,
+        tally: FileTally::default(),
+        result: Arc::clone(&result),
+        failed: false,
+    };
+    let people = people.take_while(Result::is_ok).count() as u64;
+    let tally = result.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(tally) = &*tally {
+        assert_eq!(people, tally.identifiers);
+        assert_eq!(tally.rows, people + tally.malformed.len() as u64);
     }
 }
 

@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::cohort::{self, CohortName};
 use crate::{
     error::{Result, required},
-    output::{self, Noun, Output, grouped, remark, render},
+    output::{self, Guard, Noun, Output, grouped, remark, render},
     page::{Limit, advance},
     session::{Session, request_id},
     when,
@@ -59,6 +59,9 @@ pub(crate) enum Import {
         /// How to print them [default: table, or ndjson with --output json]
         #[arg(long, value_name = "FORMAT")]
         format: Option<RejectedFormat>,
+        /// Write identifiers in CSV exactly as they are, also those that begin like a formula
+        #[arg(long)]
+        raw: bool,
     },
     /// Publish a replacement that awaits confirmation
     Confirm(ImportName),
@@ -79,7 +82,7 @@ pub(crate) struct ImportName {
 pub(crate) enum RejectedFormat {
     /// For people; control characters are spelled out
     Table,
-    /// position,effect,reason,kind,label,id; identifiers exactly as sent
+    /// position,effect,reason,kind,label,id; safe to open in a spreadsheet program unless --raw
     Csv,
     /// An object a line
     Ndjson,
@@ -104,13 +107,17 @@ impl Import {
                 list(session, wanted, cohort, limit).await
             }
             Self::Show(name) => show(session, name).await,
-            Self::Rejected { import, format } => {
+            Self::Rejected {
+                import,
+                format,
+                raw,
+            } => {
                 let fallback = if session.output.is_json() {
                     RejectedFormat::Ndjson
                 } else {
                     RejectedFormat::Table
                 };
-                rejected(session, import, format.unwrap_or(fallback)).await
+                rejected(session, import, format.unwrap_or(fallback), raw).await
             }
             Self::Confirm(name) => confirm(session, name).await,
             Self::Abort(name) => abort(session, name).await,
@@ -235,7 +242,13 @@ fn summary_text(summary: &Value) -> Option<String> {
 }
 
 /// Prints page after page, so that a list of any length needs the memory of one page.
-async fn rejected(session: &Session, name: ImportName, format: RejectedFormat) -> Result<()> {
+async fn rejected(
+    session: &Session,
+    name: ImportName,
+    format: RejectedFormat,
+    raw: bool,
+) -> Result<()> {
+    let mut guard = Guard::new(raw);
     let mut request = pb::ListRejectedIdentifiersRequest {
         workspace: session.workspace()?,
         import_id: name.import_id,
@@ -260,7 +273,7 @@ async fn rejected(session: &Session, name: ImportName, format: RejectedFormat) -
                 let table = output::table_rows(pb::RejectedIdentifier::COLUMNS, &rows);
                 out.write_all(table.as_bytes())?;
             }
-            RejectedFormat::Csv => write_csv(&mut out, &page.identifiers)?,
+            RejectedFormat::Csv => write_csv(&mut out, &mut guard, &page.identifiers)?,
             RejectedFormat::Ndjson => {
                 for identifier in &page.identifiers {
                     writeln!(out, "{}", identifier.json())?;
@@ -274,13 +287,20 @@ async fn rejected(session: &Session, name: ImportName, format: RejectedFormat) -
         request.page_token = advance(&request.page_token, page.next_page_token)?;
     }
     out.flush()?;
+    if let Some(text) = guard.remark().filter(|_| !session.output.is_json()) {
+        remark(&text);
+    }
     if count == 0 && !session.output.is_json() {
         remark("no rejected identifiers");
     }
     Ok(())
 }
 
-fn write_csv(out: &mut impl Write, identifiers: &[pb::RejectedIdentifier]) -> Result<()> {
+fn write_csv(
+    out: &mut impl Write,
+    guard: &mut Guard,
+    identifiers: &[pb::RejectedIdentifier],
+) -> Result<()> {
     let mut writer = csv::Writer::from_writer(out);
     for rejected in identifiers {
         let effect = if rejected.removal { "remove" } else { "add" };
@@ -288,7 +308,8 @@ fn write_csv(out: &mut impl Write, identifiers: &[pb::RejectedIdentifier]) -> Re
         let reason = json["reason"].as_str().unwrap_or_default();
         let (kind, label, id) = parts(rejected.identifier.as_ref());
         let position = rejected.position.to_string();
-        writer.write_record([&position, effect, reason, kind, label, id])?;
+        let (label, id) = (guard.cell(label), guard.cell(id));
+        writer.write_record([&position, effect, reason, kind, &label, &id])?;
     }
     writer.flush()?;
     Ok(())
@@ -369,9 +390,13 @@ mod tests {
             rejected(1, Kind::Alias(alias)),
         ];
         let mut out = Vec::new();
-        write_csv(&mut out, &rejected).unwrap();
+        write_csv(&mut out, &mut Guard::new(true), &rejected).unwrap();
         let expected = "0,add,invalid,external_id,,\"a\nb\"\n\
                         1,remove,invalid,alias,mail,\"=a,\"\"b\"\"\"\n";
+        assert_eq!(String::from_utf8(out).unwrap(), expected);
+        let mut out = Vec::new();
+        write_csv(&mut out, &mut Guard::new(false), &rejected).unwrap();
+        let expected = expected.replace("\"=a", "\"'=a");
         assert_eq!(String::from_utf8(out).unwrap(), expected);
     }
 }

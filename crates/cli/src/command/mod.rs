@@ -19,7 +19,7 @@ mod segment;
 mod serve;
 mod token;
 mod up;
-mod users;
+pub(crate) mod users;
 mod workspace;
 
 /// What to do.

@@ -3,6 +3,7 @@
 //! A [`Noun`] has one description that serves both forms: its JSON, and the columns that pick from
 //! that JSON for a table. Columns of messages are checked against the contract by a test.
 
+mod guard;
 pub(crate) mod json;
 mod nouns;
 pub(crate) mod progress;
@@ -17,6 +18,7 @@ use serde_json::{Value, json};
 
 use crate::error::{CliError, Result};
 
+pub(crate) use guard::Guard;
 pub(crate) use table::{
     Column, col, details, grouped, render, rows as table_rows, show_control_characters,
 };

@@ -3,6 +3,8 @@ use std::{fmt::Write as _, io::Write as _, time::Instant};
 use flate2::{Compression, write::GzEncoder};
 use tempfile::TempDir;
 
+use muster_domain::identifier::IdentifierRef;
+
 use super::*;
 
 struct Sample {
@@ -257,4 +259,17 @@ fn what_is_no_regular_file_is_refused_because_it_is_read_more_than_once() {
         let error = FileSource::open(Path::new(path)).unwrap_err();
         assert!(matches!(error, FileError::NotAFile), "{path}: {error}");
     }
+}
+
+fn exact<const N: usize>(ids: [&str; N]) -> [String; N] {
+    ids.map(|id| IdentifierRef::external_id(id).to_owned().to_string())
+}
+
+#[test]
+fn an_audience_that_muster_wrote_is_read_back_exactly() {
+    let (ids, _) = read(b"user_no,external_id\n7,'=1+1\n8,''+1\n9,'x'\n");
+    assert_eq!(ids, exact(["=1+1", "'+1", "'x'"]));
+    // In files of others an apostrophe belongs to the identifier.
+    let (ids, _) = read(b"external_id\n'=1\n");
+    assert_eq!(ids, exact(["'=1"]));
 }

@@ -15,7 +15,7 @@ use crate::{
 /// Compare two resolutions: how many users entered, left and stayed.
 ///
 /// With --list the users go to standard output, first those who left, then those who entered, and
-/// the counts to standard error. People who were erased or merged since are left out and counted.
+/// the counts to standard error; CSV as of `segment resolve`. People who were erased or merged since are left out and counted.
 #[derive(Debug, clap::Args)]
 pub(crate) struct DiffArgs {
     /// Id of the earlier resolution; `segment resolutions` lists them
@@ -30,6 +30,9 @@ pub(crate) struct DiffArgs {
     /// How to write the users [default: csv, or ndjson with --output json]
     #[arg(long, value_name = "FORMAT", requires = "list")]
     format: Option<StreamFormat>,
+    /// Write identifiers in CSV exactly as they are, also those that begin like a formula
+    #[arg(long, requires = "list")]
+    raw: bool,
     /// What to write of each user
     #[arg(long, value_name = "VIEW", default_value = "external-id")]
     view: View,
@@ -86,7 +89,7 @@ pub(super) async fn run(session: &Session, args: DiffArgs) -> Result<()> {
     let mut messages = session
         .call(async || client.diff_resolutions(request.clone()).await)
         .await?;
-    let mut writer = AudienceWriter::new(output::stream(), format, view);
+    let mut writer = AudienceWriter::new(output::stream(), format, view, args.raw);
     if args.list {
         writer.write_header(true)?;
     }
@@ -109,6 +112,9 @@ pub(super) async fn run(session: &Session, args: DiffArgs) -> Result<()> {
         }
     }
     writer.flush()?;
+    if let Some(text) = writer.remark().filter(|_| !session.output.is_json()) {
+        remark(&text);
+    }
     summarize(session, &tally);
     Ok(())
 }

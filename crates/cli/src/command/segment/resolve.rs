@@ -27,9 +27,10 @@ use crate::{
 /// were erased or merged since a resolution was made are left out and counted. A summary goes to
 /// standard error.
 ///
-/// Identifiers are written exactly as they are. Spreadsheet programs take values that begin with
-/// = + - or @ for formulas: import the columns as text. In CSV the full view has aliases as JSON and
-/// device ids separated by ';'.
+/// CSV is safe to open in a spreadsheet program: an identifier that begins with = + - @ or white
+/// space, which it would take for a formula, gets an apostrophe in front; how many do is said at the
+/// end. Give --raw, or use NDJSON, where a program reads them. In CSV the full view has aliases as
+/// JSON and device ids separated by ';'.
 #[derive(Debug, clap::Args)]
 #[command(group = clap::ArgGroup::new("audience").required(true).multiple(false))]
 pub(crate) struct ResolveArgs {
@@ -45,6 +46,9 @@ pub(crate) struct ResolveArgs {
     /// How to write the users [default: csv, or ndjson with --output json]
     #[arg(long, value_name = "FORMAT")]
     format: Option<StreamFormat>,
+    /// Write identifiers in CSV exactly as they are, also those that begin like a formula
+    #[arg(long)]
+    raw: bool,
     /// What to write of each user
     #[arg(long, value_name = "VIEW", default_value = "external-id")]
     view: View,
@@ -108,7 +112,7 @@ pub(super) async fn run(session: &Session, args: ResolveArgs) -> Result<()> {
         StreamFormat::Csv
     });
     let mut download = Download::new(request(session.workspace()?, &args), RETRY);
-    let mut writer = AudienceWriter::new(output::stream(), format, args.view);
+    let mut writer = AudienceWriter::new(output::stream(), format, args.view, args.raw);
     let mut header_is_due = args.resume.is_none();
     let mut sink = |event: Event<'_>| match event {
         // Not before: an audience that was refused must not look like an empty one.
@@ -140,6 +144,9 @@ pub(super) async fn run(session: &Session, args: ResolveArgs) -> Result<()> {
         Err(violation) => Err(CliError::Failed(violation.to_string())),
     };
     writer.flush()?;
+    if let Some(text) = writer.remark().filter(|_| !session.output.is_json()) {
+        remark(&text);
+    }
     summarize(session, download.receipt());
     result
 }

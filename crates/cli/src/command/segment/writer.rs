@@ -1,15 +1,18 @@
 //! Writes users of an audience as CSV or NDJSON.
 //!
-//! Identifiers come out byte for byte. In particular nothing is put in front of values that a
-//! spreadsheet program would take for a formula: an id that was changed to be safe to look at would
-//! match nobody. Whoever opens the file in a spreadsheet imports the columns as text.
+//! NDJSON and raw CSV hold identifiers byte for byte. Plain CSV is safe to open in a spreadsheet
+//! program ([`Guard`]), and says how many values that changed: to a program that reads the file
+//! they are other ids.
 
 use std::io::Write;
 
 use muster_proto::{segments::v1 as pb, users::v1::Alias};
 use serde::Serialize;
 
-use crate::error::{CliError, Result};
+use crate::{
+    error::{CliError, Result},
+    output::Guard,
+};
 
 /// How an audience is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -66,6 +69,7 @@ struct AliasRecord<'a> {
 pub(super) struct AudienceWriter<W: Write> {
     form: Form<W>,
     view: View,
+    guard: Guard,
 }
 
 enum Form<W: Write> {
@@ -74,13 +78,14 @@ enum Form<W: Write> {
 }
 
 impl<W: Write> AudienceWriter<W> {
-    /// Writes to `out`.
-    pub(super) fn new(out: W, format: StreamFormat, view: View) -> Self {
+    /// Writes to `out`; `raw` as for [`Guard::new`].
+    pub(super) fn new(out: W, format: StreamFormat, view: View, raw: bool) -> Self {
         let form = match format {
             StreamFormat::Csv => Form::Csv(Box::new(csv::Writer::from_writer(out))),
             StreamFormat::Ndjson => Form::Ndjson(out),
         };
-        Self { form, view }
+        let guard = Guard::new(raw);
+        Self { form, view, guard }
     }
 
     /// Writes the header line of CSV; `with_side` as for [`write`](Self::write).
@@ -101,7 +106,7 @@ impl<W: Write> AudienceWriter<W> {
     /// Writes one user; in a comparison with the side it is on.
     pub(super) fn write(&mut self, side: Option<&str>, user: &pb::AudienceMember) -> Result<()> {
         match &mut self.form {
-            Form::Csv(out) => write_csv(out, self.view, side, user),
+            Form::Csv(out) => write_csv(out, &mut self.guard, self.view, side, user),
             Form::Ndjson(out) => {
                 let record = record(self.view, side, user);
                 // An I/O error stays one, so that a closed pipe is still recognised.
@@ -110,6 +115,11 @@ impl<W: Write> AudienceWriter<W> {
                 Ok(())
             }
         }
+    }
+
+    /// What to tell of values that were changed.
+    pub(super) fn remark(&self) -> Option<String> {
+        self.guard.remark()
     }
 
     /// Hands everything on to whoever reads.
@@ -143,6 +153,7 @@ fn alias_records(aliases: &[Alias]) -> Vec<AliasRecord<'_>> {
 
 fn write_csv<W: Write>(
     out: &mut csv::Writer<W>,
+    guard: &mut Guard,
     view: View,
     side: Option<&str>,
     user: &pb::AudienceMember,
@@ -152,7 +163,7 @@ fn write_csv<W: Write>(
     }
     out.write_field(user.user_no.to_string())?;
     if view != View::UserNo {
-        out.write_field(&user.external_id)?;
+        out.write_field(guard.cell(&user.external_id).as_bytes())?;
     }
     if view == View::Full {
         let aliases = serde_json::to_string(&alias_records(&user.aliases));
@@ -164,7 +175,9 @@ fn write_csv<W: Write>(
                 user.user_no
             )));
         }
-        out.write_field(user.device_ids.join(";"))?;
+        // Each of them: some programs take the semicolon for the next cell.
+        let ids: Vec<_> = user.device_ids.iter().map(|id| guard.cell(id)).collect();
+        out.write_field(ids.join(";"))?;
     }
     out.write_record(None::<&[u8]>)?;
     Ok(())
@@ -189,7 +202,7 @@ mod tests {
 
     fn written(format: StreamFormat, view: View, side: Option<&str>) -> String {
         let mut out = Vec::new();
-        let mut writer = AudienceWriter::new(&mut out, format, view);
+        let mut writer = AudienceWriter::new(&mut out, format, view, true);
         writer.write_header(side.is_some()).unwrap();
         writer.write(side, &user(7, "=1+2,\"x\"")).unwrap();
         writer.write(side, &user(8, "")).unwrap();
@@ -199,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn csv_holds_identifiers_exactly() {
+    fn raw_csv_holds_identifiers_exactly() {
         let csv = written(StreamFormat::Csv, View::ExternalId, None);
         assert_eq!(csv, "user_no,external_id\n7,\"=1+2,\"\"x\"\"\"\n8,\n");
         assert_eq!(
@@ -212,6 +225,25 @@ mod tests {
         assert_eq!(&row[1], "=1+2,\"x\"");
         assert_eq!(&row[2], r#"[{"label":"mail","name":"a\"x"}]"#);
         assert_eq!(&row[3], "d1;d2");
+    }
+
+    #[test]
+    fn csv_is_safe_to_open_in_a_spreadsheet_and_says_what_that_changed() {
+        let mut out = Vec::new();
+        let mut writer = AudienceWriter::new(&mut out, StreamFormat::Csv, View::Full, false);
+        let mut hostile = user(7, "=HYPERLINK(1)");
+        hostile.device_ids = vec!["d1".to_owned(), "@SUM(1)".to_owned()];
+        writer.write(None, &hostile).unwrap();
+        writer.write(None, &user(8, "'=1")).unwrap();
+        writer.flush().unwrap();
+        assert!(writer.remark().unwrap().starts_with("3 values"));
+        drop(writer);
+        let mut reader = csv::ReaderBuilder::new();
+        let mut reader = reader.has_headers(false).from_reader(out.as_slice());
+        let rows: Vec<_> = reader.records().collect::<Result<_, _>>().unwrap();
+        assert_eq!(&rows[0][1], "'=HYPERLINK(1)");
+        assert_eq!(&rows[0][3], "d1;'@SUM(1)");
+        assert_eq!(&rows[1][1], "''=1");
     }
 
     #[test]
@@ -237,9 +269,9 @@ mod tests {
     fn a_device_id_that_csv_cannot_hold_is_an_error_not_two_ids() {
         let mut user = user(7, "u");
         user.device_ids = vec!["a;b".to_owned()];
-        let mut writer = AudienceWriter::new(Vec::new(), StreamFormat::Csv, View::Full);
+        let mut writer = AudienceWriter::new(Vec::new(), StreamFormat::Csv, View::Full, false);
         assert!(writer.write(None, &user).is_err());
-        let mut writer = AudienceWriter::new(Vec::new(), StreamFormat::Ndjson, View::Full);
+        let mut writer = AudienceWriter::new(Vec::new(), StreamFormat::Ndjson, View::Full, false);
         assert!(writer.write(None, &user).is_ok());
     }
 
@@ -255,7 +287,7 @@ mod tests {
             }
         }
         for format in [StreamFormat::Csv, StreamFormat::Ndjson] {
-            let mut writer = AudienceWriter::new(Closed, format, View::UserNo);
+            let mut writer = AudienceWriter::new(Closed, format, View::UserNo, false);
             let result = writer
                 .write(None, &user(1, "u"))
                 .and_then(|()| writer.flush());

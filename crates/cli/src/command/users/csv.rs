@@ -2,12 +2,16 @@
 //!
 //! The header decides: `external_id`, `alias:LABEL` (any number) and `device_id` (several ids
 //! separated by `;`). Values are taken byte for byte; nothing is trimmed, because identifiers are
-//! exact. A row that cannot be read is a refused row with its line, never the end of the file.
+//! exact. A file with a column `user_no` is an audience that Muster wrote: then `aliases` (JSON) and
+//! `device_ids` are known, too, and what was put in front of values for spreadsheet programs
+//! ([`spreadsheet`]) is taken off. A row that cannot be read is a refused row with its line, never the end of the file.
 
 use std::io::{self, Read};
 
 use csv::{ByteRecord, ReaderBuilder, Terminator};
+use muster_domain::spreadsheet;
 use muster_proto::users::v1::{Alias, UserRecord};
+use serde::Deserialize;
 
 /// What a column holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,7 +19,16 @@ enum Field {
     ExternalId,
     Alias(String),
     DeviceIds,
+    /// Of an audience: every alias, as JSON.
+    Aliases,
     Ignored,
+}
+
+/// An alias in the JSON of an audience.
+#[derive(Deserialize)]
+struct AliasRecord {
+    label: String,
+    name: String,
 }
 
 /// One row of the file.
@@ -32,6 +45,8 @@ pub(super) struct Row {
 pub(super) struct UserReader<R> {
     csv: csv::Reader<Terminated<R>>,
     fields: Vec<Field>,
+    /// Whether Muster wrote the file.
+    ours: bool,
     record: ByteRecord,
 }
 
@@ -55,9 +70,10 @@ impl<R: Read> UserReader<R> {
             Ok(false) => return Err(format!("the file is empty; {COLUMNS}")),
             Err(error) => return Err(error.to_string()),
         }
+        let ours = record.iter().any(|name| name == b"user_no");
         let fields = record
             .iter()
-            .map(|name| field(name, ignore_unknown_columns))
+            .map(|name| field(name, ours, ignore_unknown_columns))
             .collect::<Result<Vec<_>, _>>()?;
         if fields.iter().filter(|f| **f == Field::ExternalId).count() > 1 {
             return Err("the column external_id is there twice".to_owned());
@@ -68,6 +84,7 @@ impl<R: Read> UserReader<R> {
         Ok(Self {
             csv,
             fields,
+            ours,
             record,
         })
     }
@@ -92,15 +109,30 @@ impl<R: Read> UserReader<R> {
             };
             let value = std::str::from_utf8(value)
                 .map_err(|_| format!("column {} is not valid UTF-8", index + 1))?;
+            let exact = |value| {
+                if self.ours {
+                    spreadsheet::unguarded(value)
+                } else {
+                    value
+                }
+            };
             match field {
-                Field::ExternalId => user.external_id = value.to_owned(),
+                Field::ExternalId => user.external_id = exact(value).to_owned(),
                 Field::Alias(label) => user.aliases.push(Alias {
                     label: label.clone(),
-                    name: value.to_owned(),
+                    name: exact(value).to_owned(),
                 }),
                 Field::DeviceIds => {
                     let ids = value.split(';').filter(|id| !id.is_empty());
-                    user.device_ids.extend(ids.map(str::to_owned));
+                    user.device_ids.extend(ids.map(|id| exact(id).to_owned()));
+                }
+                Field::Aliases => {
+                    let aliases: Vec<AliasRecord> = serde_json::from_str(value)
+                        .map_err(|_| "aliases is not what an audience has there".to_owned())?;
+                    user.aliases.extend(aliases.into_iter().map(|alias| Alias {
+                        label: alias.label,
+                        name: alias.name,
+                    }));
                 }
                 Field::Ignored => {}
             }
@@ -115,7 +147,7 @@ impl<R: Read> UserReader<R> {
 const COLUMNS: &str = "the header must name the columns external_id, alias:LABEL (any number) \
                        or device_id, separated by commas";
 
-fn field(name: &[u8], ignore_unknown: bool) -> Result<Field, String> {
+fn field(name: &[u8], ours: bool, ignore_unknown: bool) -> Result<Field, String> {
     let name = std::str::from_utf8(name)
         .map_err(|_| format!("the header is not UTF-8 text; {COLUMNS}"))?
         .trim();
@@ -124,6 +156,9 @@ fn field(name: &[u8], ignore_unknown: bool) -> Result<Field, String> {
         ("device_id", _) => Ok(Field::DeviceIds),
         (_, Some("")) => Err("a column alias: has no label; write alias:LABEL".to_owned()),
         (_, Some(label)) => Ok(Field::Alias(label.to_owned())),
+        ("aliases", _) if ours => Ok(Field::Aliases),
+        ("device_ids", _) if ours => Ok(Field::DeviceIds),
+        ("user_no" | "side", _) if ours => Ok(Field::Ignored),
         _ if ignore_unknown => Ok(Field::Ignored),
         _ => Err(format!(
             "the column {name:?} is unknown (--ignore-unknown-columns leaves such out); {COLUMNS}"
@@ -203,6 +238,24 @@ impl<R: Read> Read for Terminated<R> {
         self.last = b'\n';
         buffer[0] = b'\n';
         Ok(1)
+    }
+}
+
+/// The way in of a fuzz target (`tests/fuzz`); not an interface.
+///
+/// # Panics
+/// If lines go back, or a row is a user without an identifier.
+pub(crate) fn fuzz(bytes: &[u8]) {
+    let Ok(reader) = UserReader::new(bytes, true) else {
+        return;
+    };
+    let mut line = 1;
+    for row in reader.map_while(Result::ok) {
+        assert!(row.line > line, "line {} after {line}", row.line);
+        line = row.line;
+        if let Ok(user) = row.user {
+            assert!(identifier_count(&user) > 0);
+        }
     }
 }
 
@@ -334,6 +387,26 @@ mod tests {
         assert!(refusal("alias:\n").contains("label"));
         let utf16 = UserReader::new(&b"\xff\xfee\0x\0"[..], false).unwrap_err();
         assert!(utf16.contains("UTF-8"));
+    }
+
+    #[test]
+    fn an_audience_that_muster_wrote_is_read_back() {
+        let rows = read(
+            "user_no,external_id,aliases,device_ids\n\
+             7,'=1+1,\"[{\"\"label\"\":\"\"mail\"\",\"\"name\"\":\"\"=x\"\"}]\",d1;'@2\n\
+             8,''+1,[],\n",
+        );
+        let user = rows[0].user.as_ref().unwrap();
+        assert_eq!(user.external_id, "=1+1");
+        assert_eq!(
+            (&*user.aliases[0].label, &*user.aliases[0].name),
+            ("mail", "=x")
+        );
+        assert_eq!(user.device_ids, ["d1", "@2"]);
+        assert_eq!(rows[1].user.as_ref().unwrap().external_id, "'+1");
+        // In files of others an apostrophe belongs to the identifier.
+        let rows = read("external_id\n'=1\n");
+        assert_eq!(rows[0].user.as_ref().unwrap().external_id, "'=1");
     }
 
     #[test]

@@ -51,7 +51,7 @@ const SHOWN_REFUSED: usize = 20;
 /// The first line names the columns: external_id, alias:LABEL (any number) and device_id (several
 /// ids separated by ';'). Every row is one user. A row that cannot be applied is refused and listed
 /// with its line, the others are written; the exit code is then 1. Running the same import again is
-/// safe.
+/// safe. An audience that `segment resolve` wrote can be imported as it is.
 #[derive(Debug, clap::Args)]
 pub(crate) struct ImportArgs {
     /// The file; - for standard input

@@ -3,6 +3,8 @@
 mod csv;
 mod import;
 
+pub(crate) use csv::fuzz as fuzz_csv;
+
 use muster_proto::users::v1::{self as pb, Identifier};
 use serde_json::{Value, json};
 
