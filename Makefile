@@ -7,10 +7,14 @@ SHELL := /bin/bash
 # Building needs no database: the SQL is checked against the descriptions in crates/storage/.sqlx.
 export SQLX_OFFLINE := true
 
-.PHONY: help setup setup-test build demo test faults lint fuzz deny advisories fmt prepare clean
+# How large a directory and a cohort `make bench` measures.
+USERS ?= 5000000
+IDS ?= 1000000
+
+.PHONY: help setup setup-test build demo test faults bench bench-growth lint fuzz deny advisories fmt prepare clean
 
 help: ## What there is to make
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Install what is missing: a C compiler, Postgres, curl
 	@scripts/setup
@@ -30,6 +34,13 @@ test: setup-test lint deny ## Everything that must hold: formatting, lints, depe
 # make puts ROUNDS, SEED and CASE (parts of names, with commas) into the environment of the suite.
 faults: setup-test build ## Break it on purpose: make faults ROUNDS=200 SEED=7 CASE=commit,revoked
 	cargo test --release --locked --package muster-tests --test faults
+
+bench: build ## Measure it on this machine, next to plain Postgres: make bench USERS=1000000 IDS=200000
+	cargo run --release --locked --package muster-bench -- --users $(USERS) --ids $(IDS)
+
+bench-growth: build ## Measure it as the directory grows to 20 million users; takes 25 GB of disk
+	cargo run --release --locked --package muster-bench -- --ids $(IDS) \
+		--growth 1000000,5000000,20000000 --repeats 3 --json target/bench-growth.json
 
 lint: setup ## Formatting and lints
 	cargo fmt --all --check

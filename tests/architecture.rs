@@ -27,6 +27,11 @@ const ALLOWED: &[(&str, &[&str])] = &[
     // Clients only, never storage: a partner's side of the wire.
     ("bridge", &["proto", "domain", "client", "listener"]),
     ("testbed", &["launcher", "storage"]),
+    // Sees Muster from outside, as a process, and the Postgres below it.
+    (
+        "bench",
+        &["proto", "domain", "launcher", "client", "testbed"],
+    ),
 ];
 
 /// The command composes everything, and the journeys look at everything.

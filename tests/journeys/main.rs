@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests belong to tests")]
 
 mod campaign;
+mod erasure;
 mod hostile;
 mod matching;
 mod model;

@@ -37,7 +37,7 @@ async fn revoke_the_key(muster: &Muster) {
 }
 
 /// One import, spoken by hand.
-struct Import {
+pub(crate) struct Import {
     requests: mpsc::Sender<ingest::IngestCohortRequest>,
     answers: Streaming<ingest::IngestCohortResponse>,
     digest: ImportDigest,
@@ -46,7 +46,7 @@ struct Import {
 
 impl Import {
     /// Opens it with the partner's key.
-    async fn open(muster: &Muster, cohort_id: &str, mode: ingest::ImportMode) -> Self {
+    pub(crate) async fn open(muster: &Muster, cohort_id: &str, mode: ingest::ImportMode) -> Self {
         let (requests, stream) = mpsc::channel(4);
         let mut ingest = muster.partner().ingest();
         let open = ingest::OpenImport {
@@ -74,7 +74,7 @@ impl Import {
     }
 
     /// Adds external ids, which are durable then.
-    async fn add(&mut self, external_ids: &[String]) {
+    pub(crate) async fn add(&mut self, external_ids: &[String]) {
         for id in external_ids {
             self.digest
                 .update(Effect::Add, IdentifierRef::external_id(id));
@@ -94,7 +94,7 @@ impl Import {
         assert!(matches!(answer, res::Message::Acked(_)), "{answer:?}");
     }
 
-    async fn commit(&mut self) -> Result<res::Message, tonic::Status> {
+    pub(crate) async fn commit(&mut self) -> Result<res::Message, tonic::Status> {
         let commit = ingest::CommitImport {
             total: self.sent,
             digest: self.digest.finish().to_vec().into(),

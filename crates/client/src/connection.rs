@@ -1,6 +1,6 @@
 //! A channel to a Muster deployment with the caller's credential on every call.
 
-use std::{fmt, io, pin::Pin, sync::Arc, time::Duration};
+use std::{fmt, io, net::IpAddr, pin::Pin, sync::Arc, time::Duration};
 
 use hyper_util::rt::TokioIo;
 use muster_proto::{
@@ -31,6 +31,7 @@ const WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 pub struct Credential {
     bearer: MetadataValue<Ascii>,
     partner_api_key: Option<MetadataValue<Ascii>>,
+    caller_address: Option<MetadataValue<Ascii>>,
 }
 
 impl Credential {
@@ -42,6 +43,7 @@ impl Credential {
         Ok(Self {
             bearer: secret_value(&format!("Bearer {secret}"))?,
             partner_api_key: None,
+            caller_address: None,
         })
     }
 
@@ -58,6 +60,15 @@ impl Credential {
             partner_api_key: Some(secret_value(partner_api_key)?),
             ..Self::bearer(data_import_key)?
         })
+    }
+
+    /// The same credential, presented by somebody at this address. Servers believe that only of a
+    /// caller in their own process, such as the bridge of `muster up`.
+    #[must_use]
+    pub fn presented_from(mut self, address: IpAddr) -> Self {
+        let text = address.to_string().parse();
+        self.caller_address = Some(text.expect("an address is plain ASCII"));
+        self
     }
 }
 
@@ -85,6 +96,9 @@ impl Interceptor for Authenticated {
             metadata.insert("authorization", credential.bearer.clone());
             if let Some(key) = &credential.partner_api_key {
                 metadata.insert("muster-partner-api-key", key.clone());
+            }
+            if let Some(address) = &credential.caller_address {
+                metadata.insert("muster-caller-address", address.clone());
             }
         }
         Ok(request)

@@ -72,7 +72,14 @@ impl IngestService for Ingest {
                 Once::First(first) => first,
             };
             let (cohort, created) = self
-                .upsert_cohort(first.tx(), workspace, key, &body.name, &body.etag)
+                .upsert_cohort(
+                    first.tx(),
+                    caller.by(),
+                    workspace,
+                    key,
+                    &body.name,
+                    &body.etag,
+                )
                 .await?;
             let answer = pb::UpsertCohortResponse {
                 cohort: Some(wire::cohort(&slug, cohort.into(), None)),
@@ -166,7 +173,7 @@ impl IngestService for Ingest {
                 Once::First(first) => first,
             };
             let cohort = self
-                .archive_cohort(first.tx(), workspace, key, &body.etag)
+                .archive_cohort(first.tx(), caller.by(), workspace, key, &body.etag)
                 .await?;
             let answer = pb::ArchiveCohortResponse {
                 cohort: Some(wire::cohort(&slug, cohort.into(), None)),

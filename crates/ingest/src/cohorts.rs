@@ -7,6 +7,7 @@ use muster_domain::{
 use muster_service::{Caller, Page};
 use muster_storage::{
     Connection, Tx, WorkspaceId,
+    audit::{self, By},
     cohorts::{self, Cohort, CohortKey, Position, Selection},
     versions::{self, Version},
 };
@@ -37,6 +38,7 @@ impl Ingest {
     pub(crate) async fn upsert_cohort(
         &self,
         tx: &mut Tx,
+        by: By<'_>,
         workspace: WorkspaceId,
         key: CohortKey<'_>,
         new_name: &str,
@@ -50,6 +52,8 @@ impl Ingest {
         check_etag(&cohort, etag)?;
         cohort.check_not_archived()?;
         cohorts::rename(tx, workspace, cohort.id, new_name).await?;
+        let change = if created { "create" } else { "rename" };
+        record(tx, by, workspace, change, key).await?;
         Ok((find(tx, workspace, key).await?, created))
     }
 
@@ -116,6 +120,7 @@ impl Ingest {
     pub(crate) async fn archive_cohort(
         &self,
         tx: &mut Tx,
+        by: By<'_>,
         workspace: WorkspaceId,
         key: CohortKey<'_>,
         etag: &str,
@@ -132,8 +137,22 @@ impl Ingest {
             ));
         }
         cohorts::archive(tx, workspace, cohort.id).await?;
+        record(tx, by, workspace, "archive", key).await?;
         find(tx, workspace, key).await
     }
+}
+
+/// Writes the audit event of a change of a cohort.
+pub(crate) async fn record(
+    conn: &mut Connection,
+    by: By<'_>,
+    workspace: WorkspaceId,
+    change: &str,
+    key: CohortKey<'_>,
+) -> Result<()> {
+    let action = format!("cohort.{change}");
+    let resource = format!("cohort:{}/{}", key.partner, key.partner_cohort_id);
+    Ok(audit::append(conn, Some(workspace), by, &action, &resource).await?)
 }
 
 /// Looks the last versions of all these cohorts up at once.

@@ -3,7 +3,7 @@
 use muster_domain::error::{Error, FieldContext as _, Kind, Result};
 use muster_service::{Caller, Page, page};
 use muster_storage::{
-    Connection, Timestamp, Tx, WorkspaceId,
+    Connection, Timestamp, Tx, WorkspaceId, audit,
     cohorts::CohortKey,
     imports::{self, Import, Selection, State},
     rejected::{self, Rejected},
@@ -144,6 +144,8 @@ impl Ingest {
         match import.state {
             State::Open | State::AwaitingConfirmation => {
                 imports::set_aborted(tx, workspace, id).await?;
+                let resource = format!("import:{id}");
+                audit::append(tx, Some(workspace), caller.by(), "import.abort", &resource).await?;
             }
             State::Aborted => {}
             State::Committed | State::Expired => return Err(finished(&import)),

@@ -8,13 +8,16 @@ use muster_domain::{
 use muster_service::Caller;
 use muster_storage::{
     Connection, WorkspaceId,
+    audit::By,
     cohorts::{self, Cohort, CohortKey},
     imports::{self, Import, NewImport, State},
     partners,
 };
 
 use crate::{
-    Ingest, gate,
+    Ingest,
+    cohorts::record,
+    gate,
     session::{Open, Writer},
 };
 
@@ -72,9 +75,11 @@ impl<'a> Entry<'a> {
     }
 
     /// The cohort, created if it does not exist.
-    pub(crate) async fn cohort(&self, conn: &mut Connection) -> Result<Cohort> {
+    pub(crate) async fn cohort(&self, conn: &mut Connection, by: By<'_>) -> Result<Cohort> {
         let key = self.cohort_key();
-        cohorts::ensure(conn, self.workspace, key).await?;
+        if cohorts::ensure(conn, self.workspace, key).await? {
+            record(conn, by, self.workspace, "create", key).await?;
+        }
         let found = cohorts::find(conn, self.workspace, key).await?;
         let cohort = found.expect("it exists or was created in this transaction");
         cohort.check_not_archived()?;
@@ -83,9 +88,15 @@ impl<'a> Entry<'a> {
 
     /// Gives the cohort the name that came with the import, if any. Locks the cohort, so the import
     /// must be locked before: that is the order everywhere.
-    pub(crate) async fn name(&self, conn: &mut Connection, cohort: &Cohort) -> Result<()> {
+    pub(crate) async fn name(
+        &self,
+        conn: &mut Connection,
+        by: By<'_>,
+        cohort: &Cohort,
+    ) -> Result<()> {
         if !self.open.name.is_empty() && self.open.name != cohort.name {
             cohorts::rename(conn, self.workspace, cohort.id, &self.open.name).await?;
+            record(conn, by, self.workspace, "rename", cohort.key()).await?;
         }
         Ok(())
     }
@@ -140,7 +151,7 @@ impl Ingest {
     /// Creates an import, or takes over one that is there.
     pub(crate) async fn open(&self, caller: &Caller, entry: &Entry<'_>) -> Result<Writer> {
         let mut tx = self.store.begin_in("open_import", entry.workspace).await?;
-        let cohort = entry.cohort(&mut tx).await?;
+        let cohort = entry.cohort(&mut tx, caller.by()).await?;
         let new = entry.new_import(caller, &cohort);
         let (workspace, expiry) = (entry.workspace, self.settings.import_expiry);
         let created = imports::insert(&mut tx, workspace, &new, expiry).await?;
@@ -152,7 +163,7 @@ impl Ingest {
             }
         } else {
             // Only once: a cohort renamed since must not get its old name back from a resume.
-            entry.name(&mut tx, &cohort).await?;
+            entry.name(&mut tx, caller.by(), &cohort).await?;
         }
         tx.commit().await?;
         Ok(Writer {

@@ -18,6 +18,7 @@ use muster_storage::{
 use crate::{
     Ingest,
     batch::{Changes, fenced, resolve},
+    cohorts::record,
     open::{Entry, finished},
     session::{Commit, Published, Writer},
 };
@@ -96,13 +97,13 @@ impl Ingest {
         let turn = self.gate.turn(entry.gate_key(), patience).await?;
         let mut tx = self.store.begin_in("import_at_once", workspace).await?;
         tx.wait_for_locks(turn.patience_left()).await?;
-        let cohort = entry.cohort(&mut tx).await?;
+        let cohort = entry.cohort(&mut tx, caller.by()).await?;
         let new = entry.new_import(caller, &cohort);
         if !imports::insert(&mut tx, workspace, &new, self.settings.import_expiry).await? {
             return Ok(None);
         }
         let mut import = imports::lock(&mut tx, workspace, new.id).await?;
-        entry.name(&mut tx, &cohort).await?;
+        entry.name(&mut tx, caller.by(), &cohort).await?;
         let digest = batch.digest(ImportDigest::default());
         let identities = &self.identities;
         let (resolved, rejected) = resolve(identities, &mut tx, workspace, batch, &digest).await?;
@@ -134,7 +135,8 @@ impl Ingest {
             return Ok(None);
         }
         Ok(Some(
-            self.apply(tx, workspace, import, digest, &plan).await?,
+            self.apply(tx, caller, workspace, import, digest, &plan)
+                .await?,
         ))
     }
 
@@ -175,7 +177,7 @@ impl Ingest {
                 .await?;
             Outcome::AwaitingConfirmation(summary)
         } else {
-            let published = self.apply(&mut tx, workspace, import, &commit.digest, &plan);
+            let published = self.apply(&mut tx, caller, workspace, import, &commit.digest, &plan);
             Outcome::Published(published.await?)
         };
         tx.commit().await?;
@@ -237,9 +239,11 @@ impl Ingest {
         })
     }
 
+    /// Publishes a plan, with one audit event however many identifiers it is made of.
     async fn apply(
         &self,
         tx: &mut Tx,
+        caller: &Caller,
         workspace: WorkspaceId,
         import: &Import,
         digest: &[u8],
@@ -251,6 +255,7 @@ impl Ingest {
             versions::publish(tx, workspace, cohort, &import.id, time, publication).await?;
         let summary = publication.summary;
         imports::set_committed(tx, workspace, &import.id, digest, &summary, version).await?;
+        record(tx, caller.by(), workspace, "publish", plan.cohort.key()).await?;
         Ok(Published {
             summary,
             version,

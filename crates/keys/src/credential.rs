@@ -6,7 +6,8 @@ use muster_domain::{
 };
 use muster_service::Page;
 use muster_storage::{
-    Connection, Timestamp, Tx, WorkspaceId, audit,
+    Connection, Timestamp, Tx, WorkspaceId,
+    audit::{self, By},
     credentials::{self, Credential, NewCredential, noun},
 };
 use uuid::Uuid;
@@ -33,7 +34,7 @@ pub(crate) struct Grant<'a> {
 ///
 /// # Errors
 /// `INVALID_ARGUMENT` if it would have expired already.
-pub(crate) async fn issue(tx: &mut Tx, actor: &str, grant: Grant<'_>) -> Result<Issued> {
+pub(crate) async fn issue(tx: &mut Tx, by: By<'_>, grant: Grant<'_>) -> Result<Issued> {
     // Only here and not where the request is read: a request repeated after that moment has passed
     // still gets the answer it got before.
     if grant
@@ -49,11 +50,11 @@ pub(crate) async fn issue(tx: &mut Tx, actor: &str, grant: Grant<'_>) -> Result<
         partner: grant.partner,
         scopes: grant.scopes,
         label: grant.label,
-        created_by: actor,
+        created_by: by.actor,
         expires_at: grant.expires_at,
     };
     let credential = credentials::insert(tx, &new).await?;
-    record(tx, actor, "create", &credential).await?;
+    record(tx, by, "create", &credential).await?;
     Ok(Issued { credential, secret })
 }
 
@@ -80,9 +81,9 @@ pub(crate) async fn find(
 ///
 /// # Errors
 /// If the database fails.
-pub(crate) async fn revoke(tx: &mut Tx, actor: &str, credential: Credential) -> Result<Credential> {
+pub(crate) async fn revoke(tx: &mut Tx, by: By<'_>, credential: Credential) -> Result<Credential> {
     if credentials::revoke(tx, credential.kind, credential.id).await? {
-        record(tx, actor, "revoke", &credential).await?;
+        record(tx, by, "revoke", &credential).await?;
     }
     again(tx, &credential).await
 }
@@ -96,13 +97,13 @@ pub(crate) async fn again(tx: &mut Tx, credential: &Credential) -> Result<Creden
 /// Writes the audit event of a change of a credential.
 pub(crate) async fn record(
     tx: &mut Tx,
-    actor: &str,
+    by: By<'_>,
     change: &str,
     credential: &Credential,
 ) -> Result<()> {
     let workspace = credential.workspace.as_ref().map(|(id, _)| *id);
     let action = format!("{}.{change}", noun(credential.kind));
-    Ok(audit::append(tx, workspace, actor, &action, &credential.actor()).await?)
+    Ok(audit::append(tx, workspace, by, &action, &credential.actor()).await?)
 }
 
 /// A page of credentials of one kind, newest first, with the token of the next page.

@@ -7,6 +7,7 @@ use muster_domain::{
 use muster_service::Page;
 use muster_storage::{
     Connection, Timestamp, Tx, WorkspaceId,
+    audit::By,
     credentials::{self, Credential, State, noun},
     partners as rows,
 };
@@ -39,7 +40,7 @@ pub(crate) struct Rotated {
 /// `NOT_FOUND` for the partner; `FAILED_PRECONDITION` (`PARTNER_NOT_ENABLED`).
 pub(crate) async fn create(
     tx: &mut Tx,
-    actor: &str,
+    by: By<'_>,
     workspace: WorkspaceId,
     new: &NewKey,
 ) -> Result<Issued> {
@@ -53,7 +54,7 @@ pub(crate) async fn create(
         label: &new.label,
         expires_at: new.expires_at,
     };
-    credential::issue(tx, actor, grant).await
+    credential::issue(tx, by, grant).await
 }
 
 /// The key of a workspace with an id.
@@ -95,12 +96,12 @@ pub(crate) async fn list(
 /// `NOT_FOUND`.
 pub(crate) async fn revoke(
     tx: &mut Tx,
-    actor: &str,
+    by: By<'_>,
     workspace: WorkspaceId,
     key_id: &str,
 ) -> Result<Credential> {
     let key = get(tx, workspace, key_id).await?;
-    credential::revoke(tx, actor, key).await
+    credential::revoke(tx, by, key).await
 }
 
 /// Creates a successor of a key and lets the key expire after `overlap`.
@@ -113,7 +114,7 @@ pub(crate) async fn revoke(
 /// `PARTNER_NOT_ENABLED`).
 pub(crate) async fn rotate(
     tx: &mut Tx,
-    actor: &str,
+    by: By<'_>,
     workspace: WorkspaceId,
     key_id: &str,
     overlap: Duration,
@@ -147,9 +148,9 @@ pub(crate) async fn rotate(
             .expires_at
             .map(|expires_at| now.saturating_add(expires_at - key.created_at)),
     };
-    let successor = credential::issue(tx, actor, grant).await?;
+    let successor = credential::issue(tx, by, grant).await?;
     credentials::replace(tx, key.kind, key.id, successor.credential.id, overlap).await?;
-    credential::record(tx, actor, "rotate", &key).await?;
+    credential::record(tx, by, "rotate", &key).await?;
     let replaced = credential::again(tx, &key).await?;
     Ok(Rotated {
         successor,

@@ -4,12 +4,15 @@ use muster_domain::{
     credential::{Kind, Secret},
     error::Result,
 };
-use muster_storage::{Role, Store};
+use muster_storage::{Role, Store, audit::By};
 
 use crate::credential::{self, Grant};
 
 /// Who the audit trail says made it.
-const ACTOR: &str = "muster up";
+const BY: By<'_> = By {
+    actor: "muster up",
+    peer: None,
+};
 
 /// Makes a service token that may do everything in every workspace, labelled `operator`; returns
 /// the secret, which is kept nowhere. Each call makes another one.
@@ -29,7 +32,7 @@ pub async fn bootstrap_operator(store: &Store) -> Result<Secret> {
         label: "operator",
         expires_at: None,
     };
-    let issued = credential::issue(&mut tx, ACTOR, grant).await?;
+    let issued = credential::issue(&mut tx, BY, grant).await?;
     tx.commit().await?;
     Ok(issued.secret)
 }

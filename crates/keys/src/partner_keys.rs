@@ -2,7 +2,7 @@
 
 use muster_domain::{credential::Kind, error::Result};
 use muster_service::Page;
-use muster_storage::{Connection, Tx, credentials::Credential};
+use muster_storage::{Connection, Tx, audit::By, credentials::Credential};
 use uuid::Uuid;
 
 use crate::{
@@ -14,7 +14,7 @@ use crate::{
 ///
 /// # Errors
 /// `NOT_FOUND` for the partner.
-pub(crate) async fn create(tx: &mut Tx, actor: &str, partner: &str, label: &str) -> Result<Issued> {
+pub(crate) async fn create(tx: &mut Tx, by: By<'_>, partner: &str, label: &str) -> Result<Issued> {
     partners::find(tx, partner).await?;
     let grant = Grant {
         kind: Kind::PartnerApiKey,
@@ -24,7 +24,7 @@ pub(crate) async fn create(tx: &mut Tx, actor: &str, partner: &str, label: &str)
         label,
         expires_at: None,
     };
-    credential::issue(tx, actor, grant).await
+    credential::issue(tx, by, grant).await
 }
 
 /// A page of a partner's keys, newest first.
@@ -46,7 +46,7 @@ pub(crate) async fn list(
 /// `NOT_FOUND` for the partner or the key.
 pub(crate) async fn revoke(
     tx: &mut Tx,
-    actor: &str,
+    by: By<'_>,
     partner: &str,
     key_id: &str,
 ) -> Result<Credential> {
@@ -55,5 +55,5 @@ pub(crate) async fn revoke(
         key.partner.as_deref() == Some(partner)
     })
     .await?;
-    credential::revoke(tx, actor, key).await
+    credential::revoke(tx, by, key).await
 }

@@ -6,7 +6,8 @@ use muster_domain::{
 };
 use muster_service::Page;
 use muster_storage::{
-    Connection, Tx, WorkspaceId, audit,
+    Connection, Tx, WorkspaceId,
+    audit::{self, By},
     partners::{self, Partner},
 };
 
@@ -16,12 +17,12 @@ use muster_storage::{
 /// `ALREADY_EXISTS`.
 pub(crate) async fn create(
     tx: &mut Tx,
-    actor: &str,
+    by: By<'_>,
     slug: &str,
     display_name: &str,
 ) -> Result<Partner> {
     let partner = partners::insert(tx, slug, display_name).await?;
-    audit::append(tx, None, actor, "partner.create", &resource(slug)).await?;
+    audit::append(tx, None, by, "partner.create", &resource(slug)).await?;
     Ok(partner)
 }
 
@@ -58,14 +59,14 @@ pub(crate) async fn list(
 /// `NOT_FOUND` for the partner.
 pub(crate) async fn enable(
     tx: &mut Tx,
-    actor: &str,
+    by: By<'_>,
     workspace: WorkspaceId,
     slug: &str,
 ) -> Result<()> {
     find(tx, slug).await?;
     if partners::enable(tx, workspace, slug).await? {
         let workspace = Some(workspace);
-        audit::append(tx, workspace, actor, "partner.enable", &resource(slug)).await?;
+        audit::append(tx, workspace, by, "partner.enable", &resource(slug)).await?;
     }
     Ok(())
 }
@@ -76,14 +77,14 @@ pub(crate) async fn enable(
 /// `NOT_FOUND` for the partner.
 pub(crate) async fn disable(
     tx: &mut Tx,
-    actor: &str,
+    by: By<'_>,
     workspace: WorkspaceId,
     slug: &str,
 ) -> Result<()> {
     find(tx, slug).await?;
     if partners::disable(tx, workspace, slug).await? {
         let workspace = Some(workspace);
-        audit::append(tx, workspace, actor, "partner.disable", &resource(slug)).await?;
+        audit::append(tx, workspace, by, "partner.disable", &resource(slug)).await?;
     }
     Ok(())
 }

@@ -56,7 +56,7 @@ pub(crate) async fn create(
         label: &new.label,
         expires_at: new.expires_at,
     };
-    credential::issue(tx, &caller.actor, grant).await
+    credential::issue(tx, caller.by(), grant).await
 }
 
 /// A page of tokens, newest first: of one workspace, or of the whole deployment.
@@ -81,7 +81,7 @@ pub(crate) async fn revoke(tx: &mut Tx, caller: &Caller, token_id: &str) -> Resu
         access::own(caller).is_none_or(|own| of == Some(own))
     })
     .await?;
-    credential::revoke(tx, &caller.actor, token).await
+    credential::revoke(tx, caller.by(), token).await
 }
 
 /// Scopes as they are stored: each once, in the order of the table.

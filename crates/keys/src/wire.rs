@@ -8,7 +8,7 @@ use muster_proto::keys::v1 as pb;
 use muster_service::{Page, authorization::Scopes, wire};
 use muster_storage::{
     Timestamp,
-    audit::Event,
+    audit::{Event, Filter},
     credentials::{Credential, State},
     partners::Partner,
     workspaces::Workspace,
@@ -17,7 +17,6 @@ use prost::Message;
 use time::Duration;
 
 use crate::{
-    audit::Window,
     credential::Issued,
     integration::Integration,
     keys::{NewKey, Rotated},
@@ -121,8 +120,15 @@ pub(crate) fn overlap(given: Option<&prost_types::Duration>) -> Result<Duration>
     }
 }
 
-pub(crate) fn window(body: &pb::ListAuditEventsRequest) -> Result<Window> {
-    Ok(Window {
+pub(crate) fn audit_filter(body: &pb::ListAuditEventsRequest) -> Result<Filter<'_>> {
+    name::check_label(&body.action_prefix).field("action_prefix")?;
+    name::check_label(&body.actor).field("actor")?;
+    name::check_label(&body.resource).field("resource")?;
+    Ok(Filter {
+        workspace: None,
+        action_prefix: &body.action_prefix,
+        actor: &body.actor,
+        resource: &body.resource,
         start: moment("start_time", body.start_time.as_ref())?,
         end: moment("end_time", body.end_time.as_ref())?,
     })
@@ -261,6 +267,8 @@ pub(crate) fn audit_event(event: Event) -> pb::AuditEvent {
         actor: event.actor,
         action: event.action,
         resource: event.resource,
+        peer: event.peer.unwrap_or_default(),
+        refusal: event.refusal.unwrap_or_default(),
     }
 }
 

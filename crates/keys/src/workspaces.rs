@@ -3,7 +3,8 @@
 use muster_domain::error::Result;
 use muster_service::{Caller, Page};
 use muster_storage::{
-    Connection, Tx, audit,
+    Connection, Tx,
+    audit::{self, By},
     workspaces::{self, Workspace},
 };
 
@@ -13,13 +14,13 @@ use muster_storage::{
 /// `ALREADY_EXISTS`.
 pub(crate) async fn create(
     tx: &mut Tx,
-    actor: &str,
+    by: By<'_>,
     slug: &str,
     display_name: &str,
 ) -> Result<Workspace> {
     let workspace = workspaces::insert(tx, slug, display_name).await?;
     let resource = format!("workspace:{slug}");
-    audit::append(tx, Some(workspace.id), actor, "workspace.create", &resource).await?;
+    audit::append(tx, Some(workspace.id), by, "workspace.create", &resource).await?;
     Ok(workspace)
 }
 

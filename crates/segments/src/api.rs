@@ -88,6 +88,8 @@ impl SegmentServiceApi for Api {
                 Once::First(mut first) => {
                     let created =
                         segments::create(first.tx(), scope.id, &body.name, &filter).await?;
+                    let (tx, by) = (first.tx(), caller.by());
+                    segments::record(tx, by, scope.id, "create", &created).await?;
                     let segment = Some(wire::segment(&scope.slug, &created)?);
                     let answer = pb::CreateSegmentResponse { segment };
                     first.commit(&answer).await?;
@@ -148,6 +150,7 @@ impl SegmentServiceApi for Api {
                 Once::First(mut first) => {
                     let (tx, etag) = (first.tx(), &body.etag);
                     let changed = segments::update(tx, scope.id, &segment, &change, etag).await?;
+                    segments::record(tx, caller.by(), scope.id, "update", &changed).await?;
                     let segment = Some(wire::segment(&scope.slug, &changed)?);
                     let answer = pb::UpdateSegmentResponse { segment };
                     first.commit(&answer).await?;
@@ -172,6 +175,7 @@ impl SegmentServiceApi for Api {
                 Once::First(mut first) => {
                     let (tx, etag) = (first.tx(), &body.etag);
                     let archived = segments::archive(tx, scope.id, &segment, etag).await?;
+                    segments::record(tx, caller.by(), scope.id, "archive", &archived).await?;
                     let segment = Some(wire::segment(&scope.slug, &archived)?);
                     let answer = pb::ArchiveSegmentResponse { segment };
                     first.commit(&answer).await?;

@@ -9,7 +9,7 @@ use muster_domain::{
 };
 use muster_service::{Caller, Once, Page, answered, once};
 use muster_storage::{
-    Connection, Store, Timestamp, WorkspaceId,
+    Connection, Store, Timestamp, WorkspaceId, audit,
     resolutions::{self as storage, CohortRead, NewResolution, Resolution, Selection},
 };
 use prost::Message;
@@ -92,6 +92,9 @@ pub(crate) async fn make<M: Message>(
     };
     let id = storage::insert(first.tx(), workspace, &new).await?;
     let kept = describe(first.tx(), workspace, id).await?;
+    let resource = format!("resolution:{id}");
+    let (tx, by) = (first.tx(), caller.by());
+    audit::append(tx, Some(workspace), by, "segment.resolve", &resource).await?;
     first.commit(&id.to_string()).await?;
     Ok((kept, made.users))
 }

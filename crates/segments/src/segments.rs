@@ -11,6 +11,7 @@ use muster_domain::{
 use muster_service::Page;
 use muster_storage::{
     Connection, Store, WorkspaceId,
+    audit::{self, By},
     cohorts::{self, CohortKey},
     references as names,
     segments::{self as storage, Segment, Selection},
@@ -46,6 +47,19 @@ pub(crate) async fn create(
         .field("filter")?;
     let segment = storage::insert(conn, workspace, name, &filter).await?;
     describe(conn, workspace, segment).await
+}
+
+/// Writes the audit event of a change of a segment.
+pub(crate) async fn record(
+    conn: &mut Connection,
+    by: By<'_>,
+    workspace: WorkspaceId,
+    change: &str,
+    changed: &Described,
+) -> Result<()> {
+    let action = format!("segment.{change}");
+    let resource = format!("segment:{}", changed.segment.id);
+    Ok(audit::append(conn, Some(workspace), by, &action, &resource).await?)
 }
 
 /// Finds a segment, archived or not.

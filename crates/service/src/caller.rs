@@ -4,7 +4,10 @@
 //! Credentials are looked up for every call, so a revocation is effective at once on every server.
 //! That has connections of its own: work that waits for a contended cohort must lock nobody out.
 
-use std::task::{Context, Poll};
+use std::{
+    net::IpAddr,
+    task::{Context, Poll},
+};
 
 use futures::future::BoxFuture;
 use http::{HeaderMap, Request as HttpRequest, Response as HttpResponse};
@@ -15,11 +18,12 @@ use muster_domain::{
 };
 use muster_storage::{
     Store, WorkspaceId,
+    audit::By,
     credentials::{self, Credential, State},
     partners, workspaces,
 };
 use tokio::time::Instant;
-use tonic::{Request, Status, body::Body};
+use tonic::{Request, Status, body::Body, transport::server::TcpConnectInfo};
 use tower::{Layer, Service};
 use uuid::Uuid;
 
@@ -43,6 +47,8 @@ pub struct Caller {
     pub partner: Option<String>,
     /// When the look-up that admitted it began.
     pub admitted_at: Instant,
+    /// The address that the call came from; `None` if it came from no network.
+    pub peer: Option<IpAddr>,
 }
 
 /// Takes a request apart into who calls and what is asked.
@@ -58,6 +64,14 @@ pub fn admitted<T>(mut request: Request<T>) -> (Caller, T) {
 }
 
 impl Caller {
+    /// How the audit trail names who does something, and from where.
+    pub fn by(&self) -> By<'_> {
+        By {
+            actor: &self.actor,
+            peer: self.peer,
+        }
+    }
+
     /// The workspace that a request names; empty means the caller's own.
     ///
     /// # Errors
@@ -179,7 +193,8 @@ where
         let store = self.store.clone();
         Box::pin(async move {
             match admit(&store, rule, request.headers()).await {
-                Ok(caller) => {
+                Ok(mut caller) => {
+                    caller.peer = peer(&request);
                     request.extensions_mut().insert(caller);
                     inner.call(request).await
                 }
@@ -187,6 +202,20 @@ where
             }
         })
     }
+}
+
+/// The address that a request came from. A caller within the process, which no network can pass for,
+/// says for whom it calls.
+fn peer(request: &HttpRequest<Body>) -> Option<IpAddr> {
+    let connection = request.extensions().get::<TcpConnectInfo>()?;
+    let address = match connection.remote_addr {
+        Some(address) => address.ip(),
+        None => {
+            let said = request.headers().get("muster-caller-address")?;
+            said.to_str().ok()?.parse().ok()?
+        }
+    };
+    Some(address.to_canonical())
 }
 
 /// Whether anybody may call it: probes and tools have no credential, and learn no secret there.
@@ -295,5 +324,6 @@ fn authorize(credential: Credential, rule: &Rule, admitted_at: Instant) -> Resul
         bound_to: credential.workspace,
         partner: credential.partner,
         admitted_at,
+        peer: None,
     })
 }

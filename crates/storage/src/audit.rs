@@ -1,10 +1,23 @@
-//! The audit trail, written in the transaction of the change it tells of.
+//! The audit trail, written in the transaction of the change it tells of, and only ever added to.
+//!
+//! It names credentials and things, never secrets or identifiers of people.
+
+use std::net::IpAddr;
 
 use sqlx::PgConnection;
 
 use crate::{Result, Timestamp, WorkspaceId};
 
-/// One change of a credential or an integration.
+/// Who does something, and from where.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct By<'a> {
+    /// Who, such as `service_token:0195…`.
+    pub actor: &'a str,
+    /// The address the call came from; `None` if it came from no network.
+    pub peer: Option<IpAddr>,
+}
+
+/// Something that was done, or refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
     /// Position in the trail.
@@ -15,60 +28,116 @@ pub struct Event {
     pub occurred_at: Timestamp,
     /// Who did it, such as `service_token:0195…`.
     pub actor: String,
+    /// The address the call came from; `None` if it came from no network.
+    pub peer: Option<String>,
     /// What was done, such as `data_import_key.revoke`.
     pub action: String,
     /// What it was done to.
     pub resource: String,
+    /// The reason why it was not done; `None` if it was.
+    pub refusal: Option<String>,
 }
 
-/// Appends an event.
+/// Appends an event of something that was done.
 ///
 /// # Errors
 /// If the database fails.
 pub async fn append(
     conn: &mut PgConnection,
     workspace: Option<WorkspaceId>,
-    actor: &str,
+    by: By<'_>,
     action: &str,
     resource: &str,
 ) -> Result<()> {
+    write(conn, workspace, by, action, resource, None).await
+}
+
+/// Appends an event of something that was refused, with the reason. Outside the transaction of what
+/// was refused, which is rolled back.
+///
+/// # Errors
+/// If the database fails.
+pub async fn append_refusal(
+    conn: &mut PgConnection,
+    workspace: Option<WorkspaceId>,
+    by: By<'_>,
+    action: &str,
+    resource: &str,
+    reason: &str,
+) -> Result<()> {
+    write(conn, workspace, by, action, resource, Some(reason)).await
+}
+
+async fn write(
+    conn: &mut PgConnection,
+    workspace: Option<WorkspaceId>,
+    by: By<'_>,
+    action: &str,
+    resource: &str,
+    refusal: Option<&str>,
+) -> Result<()> {
     sqlx::query!(
-        "INSERT INTO audit_event (workspace_id, actor, action, resource) VALUES ($1, $2, $3, $4)",
+        "INSERT INTO audit_event (workspace_id, actor, peer, action, resource, refusal)
+         VALUES ($1, $2, $3, $4, $5, $6)",
         workspace.map(|id| id.0),
-        actor,
+        by.actor,
+        by.peer.map(|peer| peer.to_string()),
         action,
         resource,
+        refusal,
     )
     .execute(conn)
     .await?;
     Ok(())
 }
 
-/// A page of events, newest first: of one workspace or of all, within a time, before an event.
+/// The events to list; what is not said is not asked for.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Filter<'a> {
+    /// Only of this workspace.
+    pub workspace: Option<WorkspaceId>,
+    /// Only at or after this moment.
+    pub start: Option<Timestamp>,
+    /// Only before this moment.
+    pub end: Option<Timestamp>,
+    /// Only actions that begin so.
+    pub action_prefix: &'a str,
+    /// Only by this actor.
+    pub actor: &'a str,
+    /// Only done to this.
+    pub resource: &'a str,
+}
+
+/// A page of events, newest first, before an event.
 ///
 /// # Errors
 /// If the database fails.
 pub async fn list(
     conn: &mut PgConnection,
-    workspace: Option<WorkspaceId>,
-    start: Option<Timestamp>,
-    end: Option<Timestamp>,
+    filter: Filter<'_>,
     before: Option<i64>,
     limit: i64,
 ) -> Result<Vec<Event>> {
     Ok(sqlx::query_as!(
         Event,
-        r#"SELECT event_id, workspace.slug AS "workspace?", occurred_at, actor, action, resource
+        r#"SELECT event_id, workspace.slug AS "workspace?", occurred_at, actor, peer, action, resource,
+                  refusal
            FROM audit_event LEFT JOIN workspace USING (workspace_id)
            WHERE ($1::bigint IS NULL OR audit_event.workspace_id = $1)
              AND ($2::timestamptz IS NULL OR occurred_at >= $2)
              AND ($3::timestamptz IS NULL OR occurred_at < $3)
              AND ($4::bigint IS NULL OR event_id < $4)
-           ORDER BY event_id DESC LIMIT $5"#,
-        workspace.map(|id| id.0),
-        start,
-        end,
+             AND starts_with(action, $5)
+             AND ($6 = '' OR actor = $6)
+             AND ($7 = '' OR resource = $7)
+           ORDER BY event_id DESC LIMIT $8"#,
+        filter.workspace.map(|id| id.0),
+        filter.start,
+        filter.end,
         before,
+        filter.action_prefix,
+        filter.actor,
+        filter.resource,
         limit,
     )
     .fetch_all(conn)

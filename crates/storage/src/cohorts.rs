@@ -38,6 +38,14 @@ pub struct Cohort {
 }
 
 impl Cohort {
+    /// What a partner knows it by.
+    pub fn key(&self) -> CohortKey<'_> {
+        CohortKey {
+            partner: &self.partner,
+            partner_cohort_id: &self.partner_cohort_id,
+        }
+    }
+
     /// Refuses a cohort that is archived.
     ///
     /// # Errors

@@ -151,7 +151,8 @@ impl UserService for Api {
         respond(async {
             let (caller, body) = admitted(request);
             let users = wire::identifiers(&body.users)?;
-            let work = async |tx: &mut Tx, workspace| delete(tx, workspace, users).await;
+            let by = caller.by();
+            let work = async |tx: &mut Tx, workspace| delete(tx, by, workspace, users).await;
             self.change(&caller, &body, work).await
         })
         .await

@@ -1,6 +1,6 @@
 //! What happens to a call: read, authenticated, carried out over gRPC, answered.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use axum::{
     Json, Router,
@@ -20,6 +20,7 @@ use muster_domain::{
     import::{Mode, Summary},
     name,
 };
+use muster_listener::Peer;
 use muster_proto::ingest::v1::{GetCohortRequest, UpsertCohortRequest};
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout_at};
@@ -150,11 +151,13 @@ impl Endpoint {
         let deadline = Instant::now() + self.settings.call_timeout;
         // A partner that cannot exist is told like one that does not.
         let Path(partner) = partner.map_err(|_| Problem::NotFound)?;
+        let peer = request.extensions().get::<Peer>();
+        let address = peer.and_then(|peer| peer.address).map(|peer| peer.ip());
         let body = self.read(request, deadline).await?;
         let credentials = body.credentials()?;
         name::check_slug(&partner).map_err(|_| Problem::PartnerApiKey)?;
         let (standing, allowed) = self.limits.count(&partner, &credentials.client_secret);
-        let connection = connection(&self.settings.connection, &credentials)?;
+        let connection = connection(&self.settings.connection, &credentials, address)?;
         let caller = Caller {
             partner,
             connection,
@@ -197,13 +200,20 @@ fn may_be_json(headers: &HeaderMap) -> bool {
         || (media_type.starts_with("application/") && media_type.ends_with("+json"))
 }
 
-fn connection(servers: &Connection, credentials: &Credentials) -> Result<Connection, Problem> {
+fn connection(
+    servers: &Connection,
+    credentials: &Credentials,
+    address: Option<IpAddr>,
+) -> Result<Connection, Problem> {
     let credential = Credential::partner(
         credentials.client_secret.expose(),
         credentials.partner_api_key.expose(),
     );
     // A secret consists of letters, digits and underscores, which a header can carry.
-    let credential = credential.map_err(|_| Problem::ClientSecret)?;
+    let mut credential = credential.map_err(|_| Problem::ClientSecret)?;
+    if let Some(address) = address {
+        credential = credential.presented_from(address);
+    }
     Ok(servers.with_credential(credential))
 }
 

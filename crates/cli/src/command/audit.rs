@@ -19,6 +19,30 @@ pub(crate) enum Audit {
         /// List the events of every workspace, even if --workspace or MUSTER_WORKSPACE names one
         #[arg(long)]
         all_workspaces: bool,
+        /// Only actions that begin so, such as cohort. or data_import_key.revoke
+        #[arg(
+            long,
+            value_name = "PREFIX",
+            default_value = "",
+            hide_default_value = true
+        )]
+        action: String,
+        /// Only what this actor did, such as service_token:ID
+        #[arg(
+            long,
+            value_name = "ACTOR",
+            default_value = "",
+            hide_default_value = true
+        )]
+        actor: String,
+        /// Only what was done to this resource, such as cohort:PARTNER/ID
+        #[arg(
+            long,
+            value_name = "RESOURCE",
+            default_value = "",
+            hide_default_value = true
+        )]
+        resource: String,
         #[command(flatten)]
         limit: Limit,
     },
@@ -30,6 +54,9 @@ impl Audit {
             since,
             until,
             all_workspaces,
+            action,
+            actor,
+            resource,
             limit,
         } = self;
         let workspace = session.any_workspace(all_workspaces);
@@ -42,6 +69,9 @@ impl Audit {
                     end_time: until,
                     page_size,
                     page_token,
+                    action_prefix: action.clone(),
+                    actor: actor.clone(),
+                    resource: resource.clone(),
                 };
                 let page = session
                     .call(async || client.list_audit_events(request.clone()).await)

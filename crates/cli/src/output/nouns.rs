@@ -80,8 +80,10 @@ nouns! {
         col("event_time").titled("time"),
         col("workspace").shown_by(workspace_or_all),
         col("actor"),
+        col("peer").titled("from"),
         col("action"),
         col("resource"),
+        col("refusal").titled("refused"),
     ];
     keys::GetIntegrationResponse, "muster.keys.v1.GetIntegrationResponse", "integrations", [
         col("partner.partner"),

@@ -2,6 +2,7 @@
 
 use muster_proto::keys::v1::{self as pb, integration_service_server::IntegrationService};
 use muster_service::{Page, RpcResult, admitted, respond};
+use muster_storage::audit::Filter;
 use tonic::Request;
 
 use super::{Api, Call};
@@ -25,7 +26,7 @@ impl IntegrationService for Api {
                 body: &body,
             };
             self.mutate(call, async |tx| {
-                let workspace = workspaces::create(tx, &caller.actor, slug, shown).await?;
+                let workspace = workspaces::create(tx, caller.by(), slug, shown).await?;
                 let workspace = Some(wire::workspace(workspace));
                 Ok(pb::CreateWorkspaceResponse { workspace })
             })
@@ -67,7 +68,7 @@ impl IntegrationService for Api {
                 body: &body,
             };
             self.mutate(call, async |tx| {
-                let partner = partners::create(tx, &caller.actor, slug, shown).await?;
+                let partner = partners::create(tx, caller.by(), slug, shown).await?;
                 let partner = Some(wire::partner(partner));
                 Ok(pb::CreatePartnerResponse { partner })
             })
@@ -109,7 +110,7 @@ impl IntegrationService for Api {
                 body: &body,
             };
             self.mutate(call, async |tx| {
-                partners::enable(tx, &caller.actor, workspace, &body.partner).await?;
+                partners::enable(tx, caller.by(), workspace, &body.partner).await?;
                 Ok(pb::EnablePartnerResponse {})
             })
             .await
@@ -132,7 +133,7 @@ impl IntegrationService for Api {
                 body: &body,
             };
             self.mutate(call, async |tx| {
-                partners::disable(tx, &caller.actor, workspace, &body.partner).await?;
+                partners::disable(tx, caller.by(), workspace, &body.partner).await?;
                 Ok(pb::DisablePartnerResponse {})
             })
             .await
@@ -156,8 +157,8 @@ impl IntegrationService for Api {
                 body: &body,
             };
             self.mutate(call, async |tx| {
-                let actor = &caller.actor;
-                let issued = partner_keys::create(tx, actor, &body.partner, &label).await?;
+                let by = caller.by();
+                let issued = partner_keys::create(tx, by, &body.partner, &label).await?;
                 Ok(wire::created_partner_key(issued))
             })
             .await
@@ -198,8 +199,8 @@ impl IntegrationService for Api {
                 body: &body,
             };
             self.mutate(call, async |tx| {
-                let (actor, id) = (&caller.actor, &body.key_id);
-                let key = partner_keys::revoke(tx, actor, &body.partner, id).await?;
+                let (by, id) = (caller.by(), &body.key_id);
+                let key = partner_keys::revoke(tx, by, &body.partner, id).await?;
                 let key = Some(wire::partner_api_key(key));
                 Ok(pb::RevokePartnerApiKeyResponse { key })
             })
@@ -298,10 +299,13 @@ impl IntegrationService for Api {
         respond(async {
             let (caller, body) = admitted(request);
             let workspace = access::listed(&caller, &self.store, &body.workspace).await?;
-            let window = wire::window(&body)?;
+            let filter = Filter {
+                workspace,
+                ..wire::audit_filter(&body)?
+            };
             let page = Page::parse(body.page_size, &body.page_token)?;
             let mut connection = self.store.connection().await?;
-            let (found, next) = audit::list(&mut connection, workspace, &window, &page).await?;
+            let (found, next) = audit::list(&mut connection, filter, &page).await?;
             Ok(pb::ListAuditEventsResponse {
                 events: wire::all(found, wire::audit_event),
                 next_page_token: next,

@@ -25,7 +25,7 @@ impl KeyService for Api {
                 body: &body,
             };
             self.mutate(call, async |tx| {
-                let issued = keys::create(tx, &caller.actor, workspace, &new).await?;
+                let issued = keys::create(tx, caller.by(), workspace, &new).await?;
                 Ok(wire::created_key(issued))
             })
             .await
@@ -79,7 +79,7 @@ impl KeyService for Api {
                 body: &body,
             };
             self.mutate(call, async |tx| {
-                let key = keys::revoke(tx, &caller.actor, workspace, &body.key_id).await?;
+                let key = keys::revoke(tx, caller.by(), workspace, &body.key_id).await?;
                 let key = Some(wire::data_import_key(key));
                 Ok(pb::RevokeKeyResponse { key })
             })
@@ -104,8 +104,8 @@ impl KeyService for Api {
                 body: &body,
             };
             self.mutate(call, async |tx| {
-                let (actor, id) = (&caller.actor, &body.key_id);
-                let rotated = keys::rotate(tx, actor, workspace, id, overlap).await?;
+                let (by, id) = (caller.by(), &body.key_id);
+                let rotated = keys::rotate(tx, by, workspace, id, overlap).await?;
                 Ok(wire::rotated_key(rotated))
             })
             .await
