@@ -16,8 +16,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("ingest", &["proto", "domain", "storage", "service"]),
     ("segments", &["proto", "domain", "storage", "service"]),
     ("client", &["proto", "domain"]),
-    // Clients only, never storage: a partner's side of the wire.
-    ("bridge", &["proto", "domain", "client"]),
+    ("web", &[]),
+    // Clients only, never storage: a partner's side of the wire, and a person's.
+    ("bridge", &["proto", "domain", "client", "web"]),
+    ("console", &["proto", "domain", "client", "web"]),
     ("testbed", &["launcher", "storage"]),
 ];
 

@@ -47,6 +47,8 @@ pub struct Shop {
 /// A deployment of every server in this process, with the shop in it.
 pub struct Muster {
     shop: Shop,
+    /// URL of the console.
+    pub console: String,
     /// The database, to look behind the scenes.
     pub store: Store,
     shutdown: CancellationToken,
@@ -74,7 +76,9 @@ impl Muster {
         let listeners = Listeners {
             grpc: Some(TcpListener::bind("127.0.0.1:0").await.unwrap()),
             rest: Some(TcpListener::bind("127.0.0.1:0").await.unwrap()),
+            console: Some(TcpListener::bind("127.0.0.1:0").await.unwrap()),
         };
+        let console = listeners.console_url().unwrap();
         let grpc = listeners.grpc_url().unwrap();
         let rest = listeners.rest_url().unwrap();
         let shutdown = CancellationToken::new();
@@ -83,6 +87,7 @@ impl Muster {
         let shop = Shop::open(&grpc, &rest, operator.expose()).await;
         Self {
             shop,
+            console,
             store,
             shutdown,
             running,

@@ -3,7 +3,7 @@
 //! [`Servers`] says which; [`run`] runs them until they are told to stop or one of them dies, which
 //! takes the others down with it: a process that serves half of what it should is worse than one
 //! that is restarted. The four gRPC servers share a listener but know nothing of each other, and
-//! the bridge goes through a gRPC client also here.
+//! the bridge and the console go through a gRPC client also here.
 
 use std::{collections::BTreeSet, io, net::SocketAddr, num::NonZeroU32, time::Duration};
 
@@ -27,17 +27,25 @@ pub enum Server {
     Segments,
     /// The partner-facing REST contract.
     Bridge,
+    /// The web pages.
+    Console,
 }
 
 impl Server {
     /// All of them.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Keys,
         Self::Users,
         Self::Ingest,
         Self::Segments,
         Self::Bridge,
+        Self::Console,
     ];
+
+    /// Whether it only calls the gRPC servers, and needs no database.
+    pub fn is_client(self) -> bool {
+        matches!(self, Self::Bridge | Self::Console)
+    }
 }
 
 /// What a process serves, and how.
@@ -49,8 +57,8 @@ pub struct Settings {
     pub reflection: bool,
     /// URL under which partners reach the REST contract; `None` for where it listens.
     pub rest_public_url: Option<String>,
-    /// URL of the gRPC services that the bridge calls; `None` for this process.
-    pub bridge_upstream: Option<String>,
+    /// URL of the gRPC services that bridge and console call; `None` for this process.
+    pub upstream: Option<String>,
     /// Requests an hour that one partner may send for one workspace over REST.
     pub rest_requests_per_hour: NonZeroU32,
     /// How the ingest server treats imports.
@@ -70,7 +78,7 @@ impl Default for Settings {
             servers: BTreeSet::from(Server::ALL),
             reflection: false,
             rest_public_url: None,
-            bridge_upstream: None,
+            upstream: None,
             rest_requests_per_hour: const { NonZeroU32::new(250_000).expect("it is not 0") },
             ingest: muster_ingest::Settings::default(),
             resolution_retention: Duration::from_secs(7 * 24 * 60 * 60),
@@ -87,6 +95,8 @@ pub struct Listeners {
     pub grpc: Option<TcpListener>,
     /// For the REST contract, if it is served.
     pub rest: Option<TcpListener>,
+    /// For the console, if it is served.
+    pub console: Option<TcpListener>,
 }
 
 impl Listeners {
@@ -98,6 +108,11 @@ impl Listeners {
     /// The URL of the REST contract.
     pub fn rest_url(&self) -> Option<String> {
         url(self.rest.as_ref())
+    }
+
+    /// The URL of the console.
+    pub fn console_url(&self) -> Option<String> {
+        url(self.console.as_ref())
     }
 }
 
@@ -146,8 +161,12 @@ pub async fn run(
             &shutdown,
         );
     }
+    let upstream = settings.upstream.clone().or(own_grpc);
+    if let Some(listener) = listeners.console {
+        let console = serve_console(settings.grace, upstream.clone(), listener, shutdown.clone());
+        tasks.spawn(async move { ("console", console.await.map_err(|e| e.to_string())) });
+    }
     if let Some(listener) = listeners.rest {
-        let upstream = settings.bridge_upstream.clone().or(own_grpc);
         let bridge = serve_bridge(settings, upstream, listener, shutdown.clone());
         tasks.spawn(async move { ("REST bridge", bridge.await.map_err(|e| e.to_string())) });
     }
@@ -232,18 +251,42 @@ fn spawn_grpc(
     });
 }
 
+async fn serve_console(
+    grace: Duration,
+    upstream: Option<String>,
+    listener: TcpListener,
+    shutdown: CancellationToken,
+) -> io::Result<()> {
+    let connections = connections(grace);
+    let console = muster_console::Settings {
+        connections,
+        ..muster_console::Settings::new(connect(upstream)?)
+    };
+    muster_console::serve(listener, console, shutdown).await
+}
+
 async fn serve_bridge(
     settings: Settings,
     upstream: Option<String>,
     listener: TcpListener,
     shutdown: CancellationToken,
 ) -> io::Result<()> {
-    let upstream = upstream.ok_or_else(|| io::Error::other("no gRPC endpoint to call"))?;
-    let connection = Connection::new(&upstream, None).map_err(io::Error::other)?;
     let rest = RestSettings {
         requests_per_hour: settings.rest_requests_per_hour,
-        drain_timeout: settings.grace,
-        ..RestSettings::new(connection)
+        connections: connections(settings.grace),
+        ..RestSettings::new(connect(upstream)?)
     };
     muster_bridge::rest::serve(listener, rest, shutdown).await
+}
+
+fn connect(upstream: Option<String>) -> io::Result<Connection> {
+    let upstream = upstream.ok_or_else(|| io::Error::other("no gRPC endpoint to call"))?;
+    Connection::new(&upstream, None).map_err(io::Error::other)
+}
+
+fn connections(grace: Duration) -> muster_web::Limits {
+    muster_web::Limits {
+        drain_timeout: grace,
+        ..muster_web::Limits::default()
+    }
 }

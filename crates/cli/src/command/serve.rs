@@ -46,6 +46,14 @@ pub(crate) struct ServingArgs {
         hide_env_values = true
     )]
     rest_listen: Option<SocketAddr>,
+    /// Address of the console [default: 127.0.0.1:7412, or a free port if that is taken]
+    #[arg(
+        long,
+        env = "MUSTER_CONSOLE_LISTEN",
+        value_name = "ADDRESS",
+        hide_env_values = true
+    )]
+    console_listen: Option<SocketAddr>,
     /// URL under which partners reach the REST contract [default: where it listens]
     #[arg(
         long,
@@ -120,6 +128,7 @@ pub(crate) struct ServingArgs {
 
 const GRPC_PORT: u16 = 7410;
 const REST_PORT: u16 = 7411;
+const CONSOLE_PORT: u16 = 7412;
 
 impl ServingArgs {
     /// The settings of a process that serves these.
@@ -139,14 +148,15 @@ impl ServingArgs {
             resolution_retention: self.resolution_retention,
             stream_idle: self.stream_idle,
             grace: self.grace,
-            bridge_upstream: None,
+            upstream: None,
         }
     }
 
     /// Binds what these servers listen on.
     pub(crate) async fn bind(&self, servers: &BTreeSet<Server>) -> Result<Listeners> {
-        let grpc = servers.iter().any(|server| *server != Server::Bridge);
+        let grpc = servers.iter().any(|server| !server.is_client());
         let rest = servers.contains(&Server::Bridge);
+        let console = servers.contains(&Server::Console);
         Ok(Listeners {
             grpc: match grpc {
                 true => Some(bind(self.grpc_listen, GRPC_PORT).await?),
@@ -154,6 +164,10 @@ impl ServingArgs {
             },
             rest: match rest {
                 true => Some(bind(self.rest_listen, REST_PORT).await?),
+                false => None,
+            },
+            console: match console {
+                true => Some(bind(self.console_listen, CONSOLE_PORT).await?),
                 false => None,
             },
         })
@@ -184,9 +198,8 @@ impl Serve {
         let mut signals = Signals::listen()?;
         let servers: BTreeSet<Server> = self.servers.iter().copied().collect();
         let mut settings = self.serving.settings(servers.clone());
-        // The bridge needs no database.
         let mut database = None;
-        if servers != BTreeSet::from([Server::Bridge]) {
+        if servers.iter().any(|server| !server.is_client()) {
             let opened = tokio::select! {
                 opened = Database::open(&self.database, global) => opened?,
                 () = signals.next() => return Ok(()),
@@ -202,15 +215,10 @@ impl Serve {
             };
             database = Some(opened);
         } else {
-            settings.bridge_upstream = Some(global.endpoint().map_err(CliError::from)?);
+            settings.upstream = Some(global.endpoint().map_err(CliError::from)?);
         }
         let listeners = self.serving.bind(&servers).await?;
-        output::ready(
-            global.output,
-            listeners.grpc_url(),
-            listeners.rest_url(),
-            None,
-        )?;
+        output::ready(global.output, &listeners, None)?;
         let shutdown = CancellationToken::new();
         let store = database.as_ref().map(|database| database.store.clone());
         let ended = serve(

@@ -1,7 +1,12 @@
-//! Connections: accepted up to a limit, bounded in how slow they may be, drained at the end.
+//! Serving HTTP/1.1: connections are accepted up to a limit, bounded in how slow they may be, and
+//! drained at the end.
+//!
+//! The partners' REST contract and the console are served by it. It knows nothing of either: what
+//! is served is a router, and how, a few [`Limits`]. gRPC has a listener of its own in `service`.
 
 use std::{io, sync::Arc, time::Duration};
 
+use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -15,14 +20,35 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{RestSettings, router};
-
 /// How long to wait after a failed accept: out of file descriptors is the usual cause, and trying
 /// again at once would only burn a core.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves the contract on `listener` until `shutdown`, then lets calls in progress end, for as long
-/// as [`RestSettings::drain_timeout`], and cuts off the rest.
+/// How patient a listener is.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// How long a client may take to send the head of a request; also how long an idle connection
+    /// is kept.
+    pub header_timeout: Duration,
+    /// Most connections at once; more wait to be accepted.
+    pub max_connections: usize,
+    /// How long calls in progress may go on once the shutdown began.
+    pub drain_timeout: Duration,
+}
+
+impl Default for Limits {
+    /// 30 s for a head, 1,024 connections, 10 s to drain.
+    fn default() -> Self {
+        Self {
+            header_timeout: Duration::from_secs(30),
+            max_connections: 1_024,
+            drain_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Serves `router` on `listener` until `shutdown`, then lets calls in progress end, for as long as
+/// [`Limits::drain_timeout`], and cuts off the rest.
 ///
 /// It speaks HTTP/1.1 in clear; TLS belongs to a proxy in front. `axum::serve` would do, but sets
 /// no bound on how long a client may take for the head of a request, and the version detection
@@ -32,15 +58,15 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// None at present: a failed accept is logged and tried again.
 pub async fn serve(
     listener: TcpListener,
-    settings: RestSettings,
+    router: Router,
+    limits: &Limits,
     shutdown: CancellationToken,
 ) -> io::Result<()> {
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
-        .header_read_timeout(settings.header_timeout);
-    let drain_timeout = settings.drain_timeout;
-    let room = Arc::new(Semaphore::new(settings.max_connections));
-    let service = TowerToHyperService::new(router(settings));
+        .header_read_timeout(limits.header_timeout);
+    let room = Arc::new(Semaphore::new(limits.max_connections));
+    let service = TowerToHyperService::new(router);
     let graceful = GracefulShutdown::new();
     let mut connections = JoinSet::new();
     loop {
@@ -70,7 +96,7 @@ pub async fn serve(
     }
     // Refuse new connections at once, so that a load balancer goes elsewhere.
     drop(listener);
-    if tokio::time::timeout(drain_timeout, graceful.shutdown())
+    if tokio::time::timeout(limits.drain_timeout, graceful.shutdown())
         .await
         .is_err()
     {
