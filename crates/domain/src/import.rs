@@ -218,6 +218,11 @@ impl Outcomes {
             + self.superseded
             + self.invalid
     }
+
+    /// How many identifiers matched a user, whatever came of it.
+    pub fn matched(&self) -> u64 {
+        self.total() - self.unknown - self.device_of_identified_user - self.invalid
+    }
 }
 
 /// What an import did, or would do.

@@ -8,6 +8,7 @@ use muster_proto::ingest::v1::{self as pb, ingest_service_server::IngestService}
 use muster_service::{
     Caller, Once, Page, RpcResult, admitted, once, respond,
     response::{broken_stream, status},
+    wire::from_wire,
 };
 use muster_storage::{
     WorkspaceId,
@@ -19,7 +20,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
     Ingest,
-    imports::{DEFAULT_REJECTED, MAX_REJECTED, preview_outdated},
+    imports::{DEFAULT_REJECTED, MAX_REJECTED, Wanted, preview_outdated},
     session, wire,
 };
 
@@ -74,7 +75,7 @@ impl IngestService for Ingest {
                 .upsert_cohort(first.tx(), workspace, key, &body.name, &body.etag)
                 .await?;
             let answer = pb::UpsertCohortResponse {
-                cohort: Some(wire::cohort(&slug, cohort, None)),
+                cohort: Some(wire::cohort(&slug, cohort.into(), None)),
                 created,
             };
             first.commit(&answer).await?;
@@ -112,11 +113,30 @@ impl IngestService for Ingest {
                 partner: Some(partner).filter(|partner| !partner.is_empty()),
                 name_contains: &body.name_contains,
                 include_archived: body.include_archived,
+                order: wire::order(body.order()),
             };
             let (cohorts, next) = self.cohorts(workspace, selection, &page).await?;
             let cohorts = cohorts.into_iter();
             Ok(pb::ListCohortsResponse {
                 cohorts: cohorts.map(|c| wire::cohort(&slug, c, None)).collect(),
+                next_page_token: next,
+            })
+        })
+        .await
+    }
+
+    async fn list_cohort_versions(
+        &self,
+        request: Request<pb::ListCohortVersionsRequest>,
+    ) -> RpcResult<pb::ListCohortVersionsResponse> {
+        let (caller, body) = admitted(request);
+        respond(async {
+            let (workspace, _) = self.workspace(&caller, &body.workspace).await?;
+            let key = cohort_key(&caller, &body.partner, &body.cohort_id)?;
+            let page = Page::parse(body.page_size, &body.page_token)?;
+            let (versions, next) = self.cohort_versions(&caller, workspace, key, &page).await?;
+            Ok(pb::ListCohortVersionsResponse {
+                versions: versions.into_iter().map(wire::version).collect(),
                 next_page_token: next,
             })
         })
@@ -149,7 +169,7 @@ impl IngestService for Ingest {
                 .archive_cohort(first.tx(), workspace, key, &body.etag)
                 .await?;
             let answer = pb::ArchiveCohortResponse {
-                cohort: Some(wire::cohort(&slug, cohort, None)),
+                cohort: Some(wire::cohort(&slug, cohort.into(), None)),
             };
             first.commit(&answer).await?;
             Ok(answer)
@@ -180,11 +200,14 @@ impl IngestService for Ingest {
         respond(async {
             let (workspace, slug) = self.workspace(&caller, &body.workspace).await?;
             let page = Page::parse(body.page_size, &body.page_token)?;
-            let partner = Some(caller.partner(&body.partner)?).filter(|name| !name.is_empty());
-            let state = wire::state(body.state());
-            let (imports, next) = self
-                .imports(workspace, partner, &body.cohort_id, state, &page)
-                .await?;
+            let since = body.since.as_ref().map(from_wire).transpose();
+            let wanted = Wanted {
+                partner: Some(caller.partner(&body.partner)?).filter(|name| !name.is_empty()),
+                cohort_id: &body.cohort_id,
+                state: wire::state(body.state()),
+                since: since.field("since")?,
+            };
+            let (imports, next) = self.imports(workspace, wanted, &page).await?;
             let imports = imports.into_iter();
             Ok(pb::ListImportsResponse {
                 imports: imports.map(|i| wire::import(&slug, i)).collect(),

@@ -7,12 +7,30 @@ use muster_domain::{
 use muster_service::{Caller, Page};
 use muster_storage::{
     Connection, Tx, WorkspaceId,
-    cohorts::{self, Cohort, CohortKey, Selection},
-    versions,
+    cohorts::{self, Cohort, CohortKey, Position, Selection},
+    versions::{self, Version},
 };
 use uuid::Uuid;
 
 use crate::{Ingest, open::check_partner};
+
+/// Versions that a cohort is shown with.
+const RECENT_VERSIONS: i64 = 20;
+
+/// A cohort with its last versions, oldest first.
+#[derive(Debug)]
+pub(crate) struct Described {
+    pub(crate) cohort: Cohort,
+    pub(crate) recent: Vec<Version>,
+}
+
+impl From<Cohort> for Described {
+    /// For answers to changes, which do not look the versions up.
+    fn from(cohort: Cohort) -> Self {
+        let recent = Vec::new();
+        Self { cohort, recent }
+    }
+}
 
 impl Ingest {
     /// Names a cohort, which is created if it does not exist. Says whether it was.
@@ -41,7 +59,7 @@ impl Ingest {
         caller: &Caller,
         workspace: WorkspaceId,
         key: CohortKey<'_>,
-    ) -> Result<(Cohort, u64)> {
+    ) -> Result<(Described, u64)> {
         if !caller.sees_partner(key.partner) {
             return Err(Error::not_found("cohort", key.partner_cohort_id));
         }
@@ -49,8 +67,30 @@ impl Ingest {
         let (mut tx, directory) = snapshot.await?;
         let cohort = find(&mut tx, workspace, key).await?;
         let stored = versions::stored(&mut tx, workspace, cohort.id, cohort.version).await?;
+        let described = describe(&mut tx, workspace, vec![cohort]).await?;
+        let described = described.into_iter().next();
+        let described = described.expect("one cohort in, one out");
         let members = directory.tombstones.normalise(stored).len();
-        Ok((cohort, members))
+        Ok((described, members))
+    }
+
+    /// A page of the versions of a cohort and the token of the next one.
+    pub(crate) async fn cohort_versions(
+        &self,
+        caller: &Caller,
+        workspace: WorkspaceId,
+        key: CohortKey<'_>,
+        page: &Page<i64>,
+    ) -> Result<(Vec<Version>, String)> {
+        if !caller.sees_partner(key.partner) {
+            return Err(Error::not_found("cohort", key.partner_cohort_id));
+        }
+        let mut conn = self.store.connection().await?;
+        let cohort = find(&mut conn, workspace, key).await?;
+        let (before, limit) = (page.after, page.limit());
+        let mut found = versions::list(&mut conn, workspace, cohort.id, before, limit).await?;
+        let next = page.cut(&mut found, |last| last.version);
+        Ok((found, next))
     }
 
     /// A page of cohorts and the token of the next one.
@@ -58,14 +98,17 @@ impl Ingest {
         &self,
         workspace: WorkspaceId,
         selection: Selection<'_>,
-        page: &Page<Uuid>,
-    ) -> Result<(Vec<Cohort>, String)> {
+        page: &Page<Position>,
+    ) -> Result<(Vec<Described>, String)> {
         name::check_label(selection.name_contains).field("name_contains")?;
-        let mut connection = self.store.connection().await?;
-        let (before, limit) = (page.after, page.limit());
-        let mut found = cohorts::list(&mut connection, workspace, selection, before, limit).await?;
-        let next = page.cut(&mut found, |last| last.id);
-        Ok((found, next))
+        let (after, limit, order) = (page.after.as_ref(), page.limit(), selection.order);
+        if after.is_some_and(|position| position.order != order) {
+            return Err(Error::field("page_token", "is of a list in another order"));
+        }
+        let mut conn = self.store.connection().await?;
+        let mut found = cohorts::list(&mut conn, workspace, selection, after, limit).await?;
+        let next = page.cut(&mut found, |last| Position::of(last, order));
+        Ok((describe(&mut conn, workspace, found).await?, next))
     }
 
     /// Archives a cohort that no segment uses.
@@ -90,6 +133,21 @@ impl Ingest {
         cohorts::archive(tx, workspace, cohort.id).await?;
         find(tx, workspace, key).await
     }
+}
+
+/// Looks the last versions of all these cohorts up at once.
+async fn describe(
+    conn: &mut Connection,
+    workspace: WorkspaceId,
+    found: Vec<Cohort>,
+) -> Result<Vec<Described>> {
+    let ids: Vec<Uuid> = found.iter().map(|cohort| cohort.id).collect();
+    let mut recent = versions::recent(conn, workspace, &ids, RECENT_VERSIONS).await?;
+    let described = found.into_iter().map(|cohort| Described {
+        recent: recent.remove(&cohort.id).unwrap_or_default(),
+        cohort,
+    });
+    Ok(described.collect())
 }
 
 /// Finds a cohort that must exist.

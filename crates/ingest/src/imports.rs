@@ -17,6 +17,16 @@ pub(crate) const DEFAULT_REJECTED: i64 = 1_000;
 /// Most rejected identifiers on a page.
 pub(crate) const MAX_REJECTED: i64 = 10_000;
 
+/// Which imports to list.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wanted<'a> {
+    pub(crate) partner: Option<&'a str>,
+    /// The partner's id of the cohort; empty for all.
+    pub(crate) cohort_id: &'a str,
+    pub(crate) state: Option<State>,
+    pub(crate) since: Option<Timestamp>,
+}
+
 impl Ingest {
     /// An import that the caller may see.
     pub(crate) async fn import(
@@ -34,13 +44,11 @@ impl Ingest {
     pub(crate) async fn imports(
         &self,
         workspace: WorkspaceId,
-        partner: Option<&str>,
-        cohort_id: &str,
-        state: Option<State>,
+        wanted: Wanted<'_>,
         page: &Page<(i128, String)>,
     ) -> Result<(Vec<Import>, String)> {
         let mut connection = self.store.connection().await?;
-        let cohort = match (partner, cohort_id) {
+        let cohort = match (wanted.partner, wanted.cohort_id) {
             (_, "") => None,
             (None, _) => return Err(Error::field("partner", "is required with cohort_id")),
             (Some(partner), partner_cohort_id) => {
@@ -52,9 +60,10 @@ impl Ingest {
             }
         };
         let selection = Selection {
-            partner,
+            partner: wanted.partner,
             cohort,
-            state,
+            state: wanted.state,
+            since: wanted.since,
         };
         let before = match &page.after {
             None => None,

@@ -11,13 +11,15 @@ use muster_proto::{
 };
 use muster_service::wire::{from_wire, to_wire};
 use muster_storage::{
-    cohorts::Cohort,
+    cohorts::Order,
     imports::{Import, State},
     rejected::{Reason, Rejected},
+    versions::Version,
 };
 
 use crate::{
     batch::{Change, Changes},
+    cohorts::Described,
     session::{Commit, Message, Open, Published, Reply},
 };
 
@@ -158,8 +160,12 @@ fn outcomes(outcomes: &Outcomes) -> pb::OutcomeCounts {
 }
 
 /// A cohort of the workspace `slug`; lists leave the number of members out.
-pub(crate) fn cohort(slug: &str, cohort: Cohort, member_count: Option<u64>) -> pb::Cohort {
+pub(crate) fn cohort(slug: &str, described: Described, member_count: Option<u64>) -> pb::Cohort {
+    let Described { cohort, mut recent } = described;
+    let sizes = recent.iter().map(|version| count(version.member_count));
     pb::Cohort {
+        recent_member_counts: sizes.collect(),
+        latest_version: recent.pop().map(version),
         workspace: slug.to_owned(),
         partner: cohort.partner,
         cohort_id: cohort.partner_cohort_id,
@@ -171,6 +177,31 @@ pub(crate) fn cohort(slug: &str, cohort: Cohort, member_count: Option<u64>) -> p
         create_time: Some(to_wire(cohort.created_at)),
         last_import_time: cohort.imported_at.map(to_wire),
         etag: cohort.revision.to_string(),
+    }
+}
+
+/// The result of one committed import.
+pub(crate) fn version(version: Version) -> pb::CohortVersion {
+    pb::CohortVersion {
+        version: count(version.version),
+        publish_time: Some(to_wire(version.published_at)),
+        import_id: version.import_id,
+        member_count: count(version.member_count),
+        added_count: count(version.added_count),
+        removed_count: count(version.removed_count),
+        received_count: version.received_count.map(count),
+        matched_count: version.matched_count.map(count),
+    }
+}
+
+/// The order to list cohorts in.
+pub(crate) fn order(order: pb::CohortOrder) -> Order {
+    match order {
+        pb::CohortOrder::Unspecified | pb::CohortOrder::Newest => Order::Newest,
+        pb::CohortOrder::Name => Order::Name,
+        pb::CohortOrder::Largest => Order::Largest,
+        pb::CohortOrder::LastImport => Order::LastImport,
+        pb::CohortOrder::Stalest => Order::Stalest,
     }
 }
 
@@ -202,6 +233,7 @@ pub(crate) fn import(slug: &str, import: Import) -> pb::Import {
         expire_time: import.expires_at.map(to_wire),
         source_time: import.source_time.map(to_wire),
         created_by: import.created_by,
+        cohort_name: import.cohort_name,
     }
 }
 
@@ -246,5 +278,5 @@ fn identifier(identifier: Identifier) -> users::Identifier {
 }
 
 fn count(value: i64) -> u64 {
-    u64::try_from(value).expect("versions are never negative")
+    u64::try_from(value).expect("versions and counts are never negative")
 }

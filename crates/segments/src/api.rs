@@ -114,8 +114,9 @@ impl SegmentServiceApi for Api {
             let (caller, body) = admitted(request);
             let scope = self.workspace(&caller, &body.workspace).await?;
             let page = Page::parse(body.page_size, &body.page_token)?;
+            let wanted = wire::wanted_segments(&body)?;
             let (found, names, next_page_token) =
-                segments::list(&self.store, scope.id, body.include_archived, &page).await?;
+                segments::list(&self.store, scope.id, &wanted, &page).await?;
             let segments = wire::segments(&scope.slug, &found, &names)?;
             Ok(pb::ListSegmentsResponse {
                 segments,
@@ -192,6 +193,25 @@ impl SegmentServiceApi for Api {
         .await
     }
 
+    async fn count_filters(
+        &self,
+        request: Request<pb::CountFiltersRequest>,
+    ) -> RpcResult<pb::CountFiltersResponse> {
+        respond(async {
+            let (caller, body) = admitted(request);
+            let scope = self.workspace(&caller, &body.workspace).await?;
+            let (filters, demands) = wire::filters(&body, self.settings.visibility_timeout)?;
+            let (store, turns) = (&self.store, &self.turns);
+            let counted = turns.count(store, scope.id, &filters, &demands).await?;
+            Ok(pb::CountFiltersResponse {
+                counts: wire::filter_counts(&counted.filters, &counted.names)?,
+                live_user_count: counted.live_users,
+                cohort_versions: wire::cohort_versions(counted.cohorts),
+            })
+        })
+        .await
+    }
+
     type ResolveSegmentStream = BoxStream<'static, Result<pb::ResolveSegmentResponse, Status>>;
 
     async fn resolve_segment(
@@ -259,9 +279,10 @@ impl SegmentServiceApi for Api {
             let (caller, body) = admitted(request);
             let scope = self.workspace(&caller, &body.workspace).await?;
             let segment = wire::optional_segment_ref(body.segment.as_ref())?;
+            let time = wire::period(&body)?;
             let page = Page::parse(body.page_size, &body.page_token)?;
             let (found, next_page_token) =
-                resolutions::list(&self.store, scope.id, segment.as_ref(), &page).await?;
+                resolutions::list(&self.store, scope.id, segment.as_ref(), time, &page).await?;
             let found = found.into_iter();
             Ok(pb::ListResolutionsResponse {
                 resolutions: found.map(|it| wire::resolution(&scope.slug, it)).collect(),

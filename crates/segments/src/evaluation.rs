@@ -16,14 +16,14 @@ use muster_domain::{
 };
 use muster_service::ConsistencyToken;
 use muster_storage::{
-    Store, Timestamp, Tx, WorkspaceId, audience,
+    Connection, Store, Timestamp, Tx, WorkspaceId, audience,
     directory::Directory,
     resolutions::CohortRead,
     segments::{self, Segment},
     versions,
 };
 use tokio::{
-    sync::Semaphore,
+    sync::{Semaphore, SemaphorePermit},
     time::{Instant, timeout},
 };
 use uuid::Uuid;
@@ -104,8 +104,18 @@ impl Turns {
         source: &Source,
         demands: &Demands,
     ) -> Result<Evaluated> {
+        let _turn = self.turn().await?;
+        let plan = plan(store, workspace, source, demands).await?;
+        plan.evaluate().await
+    }
+
+    /// Waits for a turn, which lasts until it is dropped.
+    ///
+    /// # Errors
+    /// `RESOURCE_EXHAUSTED` (`EVALUATIONS_BUSY`) if it does not come in time.
+    pub(crate) async fn turn(&self) -> Result<SemaphorePermit<'_>> {
         let turn = timeout(self.patience, self.free.acquire()).await;
-        let _turn = turn.map_err(|_| {
+        let turn = turn.map_err(|_| {
             Error::new(
                 Kind::ResourceExhausted,
                 "EVALUATIONS_BUSY",
@@ -113,8 +123,7 @@ impl Turns {
             )
             .retry_after(Duration::from_secs(1))
         })?;
-        let plan = plan(store, workspace, source, demands).await?;
-        plan.evaluate().await
+        Ok(turn.expect("nobody closes it"))
     }
 }
 
@@ -172,20 +181,13 @@ impl Plan {
     async fn evaluate(mut self) -> Result<Evaluated> {
         let names = Names::of(&mut self.tx, self.workspace, [&self.saved]).await?;
         let filter_text = names.text(&self.saved, |id| *id)?;
-        let mut stored = HashMap::new();
-        for cohort in &self.cohorts {
-            // A cohort that nothing was imported into is the empty set.
-            let users = if cohort.version == 0 {
-                UserSet::new()
-            } else {
-                versions::stored(&mut self.tx, self.workspace, cohort.id, cohort.version).await?
-            };
-            stored.insert(cohort.id, users);
-        }
+        let stored = read(&mut self.tx, self.workspace, &self.cohorts).await?;
         self.tx.commit().await?;
         let (directory, filter) = (Arc::clone(&self.directory), self.filter);
         // Millions of users are milliseconds of pure computation.
-        let evaluated = tokio::task::spawn_blocking(move || apply(&filter, &directory, stored));
+        let evaluated = tokio::task::spawn_blocking(move || {
+            Members::of(&directory, stored).apply(&filter, &directory.live())
+        });
         Ok(Evaluated {
             segment: self.segment,
             filter_text,
@@ -203,23 +205,47 @@ impl Plan {
     }
 }
 
-fn apply(
-    filter: &ExpandedFilter,
-    directory: &Directory,
-    stored: HashMap<Uuid, UserSet>,
-) -> Result<UserSet> {
-    let sets: HashMap<Uuid, Arc<UserSet>> = stored
-        .into_iter()
-        .map(|(id, users)| (id, Arc::new(directory.tombstones.normalise(users))))
-        .collect();
-    filter.evaluate(&directory.live(), &mut |id: &Uuid| {
-        let users = sets.get(id).map(Arc::clone);
-        users.ok_or_else(|| Error::internal(format!("cohort {id} of a filter does not exist")))
-    })
+/// The users of cohorts as stored, at the version read.
+pub(crate) async fn read(
+    conn: &mut Connection,
+    workspace: WorkspaceId,
+    cohorts: &[CohortRead],
+) -> Result<HashMap<Uuid, UserSet>> {
+    let mut stored = HashMap::new();
+    for cohort in cohorts {
+        // A cohort that nothing was imported into is the empty set.
+        let users = if cohort.version == 0 {
+            UserSet::new()
+        } else {
+            versions::stored(conn, workspace, cohort.id, cohort.version).await?
+        };
+        stored.insert(cohort.id, users);
+    }
+    Ok(stored)
+}
+
+/// The live members of the cohorts of a filter.
+pub(crate) struct Members(HashMap<Uuid, Arc<UserSet>>);
+
+impl Members {
+    pub(crate) fn of(directory: &Directory, stored: HashMap<Uuid, UserSet>) -> Self {
+        let sets = stored
+            .into_iter()
+            .map(|(id, users)| (id, Arc::new(directory.tombstones.normalise(users))));
+        Self(sets.collect())
+    }
+
+    /// The users of a filter over them, among those who are `live`.
+    pub(crate) fn apply(&self, filter: &ExpandedFilter, live: &UserSet) -> Result<UserSet> {
+        filter.evaluate(live, &mut |id: &Uuid| {
+            let users = self.0.get(id).map(Arc::clone);
+            users.ok_or_else(|| Error::internal(format!("cohort {id} of a filter does not exist")))
+        })
+    }
 }
 
 /// A snapshot that sees what the token stands for.
-async fn snapshot(
+pub(crate) async fn snapshot(
     store: &Store,
     workspace: WorkspaceId,
     demands: &Demands,
@@ -261,7 +287,8 @@ async fn snapshot(
     }
 }
 
-fn collect_cohorts(filter: &ExpandedFilter, found: &mut BTreeSet<Uuid>) {
+/// Adds the cohorts that a filter reads.
+pub(crate) fn collect_cohorts(filter: &ExpandedFilter, found: &mut BTreeSet<Uuid>) {
     match filter {
         Filter::Cohort { cohorts, .. } => found.extend(cohorts),
         Filter::AllOf(members) | Filter::AnyOf(members) => {

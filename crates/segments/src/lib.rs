@@ -5,13 +5,15 @@
 //! filter *means* is in `muster_domain::filter`; how cohorts and users come to be is not known here.
 //!
 //! Start with [`register`]; `api` is the rpc surface and `wire` its messages. Below them there is one
-//! module a noun: `segments`, `evaluation` (from a filter to users, at one snapshot), `resolutions`,
+//! module a noun: `segments`, `evaluation` (from a filter to users, at one snapshot), `counts` (of
+//! several filters at one snapshot), `resolutions`,
 //! `audience` (the stream), `records` (what is printed of a user, and what is withheld), `diff`,
 //! `check` (why one user is in a segment, or is not), `references` (names in filters and ids).
 
 mod api;
 mod audience;
 mod check;
+mod counts;
 mod diff;
 mod evaluation;
 mod records;

@@ -25,19 +25,37 @@ pub(crate) async fn resolve(
     workspace: WorkspaceId,
     filter: &WrittenFilter,
 ) -> Result<SavedFilter> {
-    filter.try_map(
+    check(filter)?;
+    let referents = Referents::find(conn, workspace, std::slice::from_ref(filter)).await?;
+    referents.resolve(filter)
+}
+
+/// As [`resolve`], for several filters at once; the path of an error begins with `filters[i]`.
+pub(crate) async fn resolve_all(
+    conn: &mut Connection,
+    workspace: WorkspaceId,
+    filters: &[WrittenFilter],
+) -> Result<Vec<SavedFilter>> {
+    let path = |index| format!("filters[{index}]");
+    for (index, filter) in filters.iter().enumerate() {
+        check(filter).field(&path(index))?;
+    }
+    let referents = Referents::find(conn, workspace, filters).await?;
+    let saved = filters.iter().enumerate();
+    saved
+        .map(|(index, filter)| referents.resolve(filter).field(&path(index)))
+        .collect()
+}
+
+fn check(filter: &WrittenFilter) -> Result<()> {
+    let checked = filter.try_map(
         |_, cohort| check_cohort_ref(cohort),
         |segment| match segment {
             SegmentRef::Name(text) => name::check_name(text).field("name"),
             SegmentRef::Id(_) => Ok(()),
         },
-    )?;
-    let cohorts = Cohorts::find(conn, workspace, filter).await?;
-    let segments = Segments::find(conn, workspace, filter).await?;
-    filter.try_map(
-        |partner, cohort| cohorts.get(partner, cohort),
-        |segment| segments.get(segment),
-    )
+    );
+    checked.map(drop)
 }
 
 fn check_cohort_ref(cohort: &CohortRef) -> Result<()> {
@@ -47,7 +65,33 @@ fn check_cohort_ref(cohort: &CohortRef) -> Result<()> {
     }
 }
 
-/// The cohorts that a filter may mean.
+/// All that some filters may mean.
+struct Referents {
+    cohorts: Cohorts,
+    segments: Segments,
+}
+
+impl Referents {
+    async fn find(
+        conn: &mut Connection,
+        workspace: WorkspaceId,
+        filters: &[WrittenFilter],
+    ) -> Result<Self> {
+        Ok(Self {
+            cohorts: Cohorts::find(conn, workspace, filters).await?,
+            segments: Segments::find(conn, workspace, filters).await?,
+        })
+    }
+
+    fn resolve(&self, filter: &WrittenFilter) -> Result<SavedFilter> {
+        filter.try_map(
+            |partner, cohort| self.cohorts.get(partner, cohort),
+            |segment| self.segments.get(segment),
+        )
+    }
+}
+
+/// The cohorts that some filters may mean.
 struct Cohorts {
     by_id: HashMap<(String, String), Candidate>,
     by_name: HashMap<(String, String), Vec<Candidate>>,
@@ -57,10 +101,10 @@ impl Cohorts {
     async fn find(
         conn: &mut Connection,
         workspace: WorkspaceId,
-        filter: &WrittenFilter,
+        filters: &[WrittenFilter],
     ) -> Result<Self> {
         let (mut ids, mut names) = ((Vec::new(), Vec::new()), (Vec::new(), Vec::new()));
-        for (partner, cohort) in filter.cohort_refs() {
+        for (partner, cohort) in filters.iter().flat_map(Filter::cohort_refs) {
             let (columns, text) = match cohort {
                 CohortRef::Id(text) => (&mut ids, text),
                 CohortRef::Name(text) => (&mut names, text),
@@ -127,7 +171,7 @@ fn ambiguous(partner: &str, name: &str, candidates: &[Candidate]) -> Error {
     error
 }
 
-/// The segments that a filter may mean.
+/// The segments that some filters may mean.
 struct Segments {
     by_id: HashMap<Uuid, SegmentName>,
     by_name: HashMap<String, Uuid>,
@@ -137,10 +181,10 @@ impl Segments {
     async fn find(
         conn: &mut Connection,
         workspace: WorkspaceId,
-        filter: &WrittenFilter,
+        filters: &[WrittenFilter],
     ) -> Result<Self> {
         let (mut ids, mut names) = (Vec::new(), Vec::new());
-        for segment in filter.segment_refs() {
+        for segment in filters.iter().flat_map(Filter::segment_refs) {
             match segment {
                 SegmentRef::Id(id) => ids.push(*id),
                 SegmentRef::Name(name) => names.push(name.as_str()),

@@ -9,8 +9,8 @@ use muster_domain::{
 };
 use muster_service::{Caller, Once, Page, answered, once};
 use muster_storage::{
-    Connection, Store, WorkspaceId,
-    resolutions::{self as storage, CohortRead, NewResolution, Resolution},
+    Connection, Store, Timestamp, WorkspaceId,
+    resolutions::{self as storage, CohortRead, NewResolution, Resolution, Selection},
 };
 use prost::Message;
 use tokio_util::sync::CancellationToken;
@@ -140,11 +140,12 @@ async fn describe(conn: &mut Connection, workspace: WorkspaceId, id: Uuid) -> Re
     })
 }
 
-/// A page of resolutions, newest first, and where the next one begins.
+/// A page of resolutions, newest first, made within a time, and where the next one begins.
 pub(crate) async fn list(
     store: &Store,
     workspace: WorkspaceId,
     segment: Option<&SegmentRef>,
+    (since, until): (Option<Timestamp>, Option<Timestamp>),
     page: &Page<Uuid>,
 ) -> Result<(Vec<Described>, String)> {
     let mut conn = store.connection().await?;
@@ -152,7 +153,13 @@ pub(crate) async fn list(
         Some(segment) => Some(find_segment(&mut conn, workspace, segment).await?.id),
         None => None,
     };
-    let mut found = storage::list(&mut conn, workspace, segment, page.after, page.limit()).await?;
+    let selection = Selection {
+        segment,
+        since,
+        until,
+    };
+    let (before, limit) = (page.after, page.limit());
+    let mut found = storage::list(&mut conn, workspace, selection, before, limit).await?;
     let next = page.cut(&mut found, |last| last.id);
     let ids: Vec<Uuid> = found.iter().map(|resolution| resolution.id).collect();
     let mut cohorts: HashMap<Uuid, Vec<CohortRead>> = HashMap::new();

@@ -10,8 +10,10 @@ use muster_domain::{
 };
 use muster_service::Page;
 use muster_storage::{
-    Connection, Store, WorkspaceId, references as names,
-    segments::{self as storage, Segment},
+    Connection, Store, WorkspaceId,
+    cohorts::{self, CohortKey},
+    references as names,
+    segments::{self as storage, Segment, Selection},
 };
 use uuid::Uuid;
 
@@ -57,17 +59,42 @@ pub(crate) async fn get(
     describe(&mut conn, workspace, segment).await
 }
 
+/// Which segments to list.
+#[derive(Debug)]
+pub(crate) struct Wanted<'a> {
+    pub(crate) name_contains: &'a str,
+    /// Partner and partner's id of a cohort that they use.
+    pub(crate) uses: Option<(&'a str, &'a str)>,
+    pub(crate) include_archived: bool,
+}
+
 /// A page of segments by name, and where the next one begins.
 pub(crate) async fn list(
     store: &Store,
     workspace: WorkspaceId,
-    include_archived: bool,
+    wanted: &Wanted<'_>,
     page: &Page<(String, Uuid)>,
 ) -> Result<(Vec<Segment>, Names, String)> {
     let mut conn = store.connection().await?;
     let after = page.after.as_ref().map(|(name, id)| (name.as_str(), *id));
-    let mut segments =
-        storage::list(&mut conn, workspace, include_archived, after, page.limit()).await?;
+    let cohort = match wanted.uses {
+        None => None,
+        Some((partner, partner_cohort_id)) => {
+            let key = CohortKey {
+                partner,
+                partner_cohort_id,
+            };
+            let found = cohorts::find(&mut conn, workspace, key).await?;
+            let found = found.ok_or_else(|| Error::not_found("cohort", partner_cohort_id))?;
+            Some(found.id)
+        }
+    };
+    let selection = Selection {
+        name_contains: wanted.name_contains,
+        cohort,
+        include_archived: wanted.include_archived,
+    };
+    let mut segments = storage::list(&mut conn, workspace, selection, after, page.limit()).await?;
     let next = page.cut(&mut segments, |last| (last.name.clone(), last.id));
     let filters = segments.iter().map(|segment| &segment.filter);
     let names = Names::of(&mut conn, workspace, filters).await?;

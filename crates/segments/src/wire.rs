@@ -4,7 +4,8 @@ mod answer;
 mod filter;
 
 pub(crate) use self::answer::{
-    audience_message, checked, cohort_versions, diff_message, resolution, segment, segments,
+    audience_message, checked, cohort_versions, diff_message, filter_counts, resolution, segment,
+    segments,
 };
 
 use std::time::Duration;
@@ -22,7 +23,8 @@ use muster_proto::{
     },
     users::v1 as users,
 };
-use muster_service::ConsistencyToken;
+use muster_service::{ConsistencyToken, wire::from_wire};
+use muster_storage::Timestamp;
 use uuid::Uuid;
 
 use crate::{
@@ -31,7 +33,7 @@ use crate::{
     evaluation::{Demands, Source},
     records::View,
     resolutions::parse_id,
-    segments::Change,
+    segments::{Change, Wanted},
 };
 
 fn missing() -> Error {
@@ -119,6 +121,52 @@ pub(crate) fn count(
         patience,
     };
     Ok((source, demands))
+}
+
+/// Filters that may be counted at once.
+const MAX_FILTERS: usize = 100;
+
+/// What to count at one snapshot.
+pub(crate) fn filters(
+    body: &pb::CountFiltersRequest,
+    patience: Duration,
+) -> Result<(Vec<WrittenFilter>, Demands)> {
+    if !(1..=MAX_FILTERS).contains(&body.filters.len()) {
+        let description = format!("must hold 1 to {MAX_FILTERS} filters");
+        return Err(Error::field("filters", description));
+    }
+    let filters = body.filters.iter().enumerate().map(|(index, expression)| {
+        filter::expression(Some(expression)).field(&format!("filters[{index}]"))
+    });
+    let demands = Demands {
+        token: token(&body.consistency_token)?,
+        max_cohort_age: None,
+        patience,
+    };
+    Ok((filters.collect::<Result<_>>()?, demands))
+}
+
+/// Which segments to list.
+pub(crate) fn wanted_segments(body: &pb::ListSegmentsRequest) -> Result<Wanted<'_>> {
+    name::check_label(&body.name_contains).field("name_contains")?;
+    let uses = body.uses.as_ref().map(|uses| {
+        name::check_slug(&uses.partner).field("uses.partner")?;
+        Ok::<_, Error>((uses.partner.as_str(), uses.cohort_id.as_str()))
+    });
+    Ok(Wanted {
+        name_contains: &body.name_contains,
+        uses: uses.transpose()?,
+        include_archived: body.include_archived,
+    })
+}
+
+/// When the resolutions to list were made: from, until.
+pub(crate) fn period(
+    body: &pb::ListResolutionsRequest,
+) -> Result<(Option<Timestamp>, Option<Timestamp>)> {
+    let since = body.since.as_ref().map(from_wire).transpose();
+    let until = body.until.as_ref().map(from_wire).transpose();
+    Ok((since.field("since")?, until.field("until")?))
 }
 
 /// What to stream: something evaluated now, or a kept resolution.

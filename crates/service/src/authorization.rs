@@ -247,6 +247,10 @@ pub const AUTHORIZATION: &[Rule] = &[
         "/muster.ingest.v1.IngestService/ListCohorts",
         Scope::CohortsRead,
     ),
+    token_or_key(
+        "/muster.ingest.v1.IngestService/ListCohortVersions",
+        Scope::CohortsRead,
+    ),
     token(
         "/muster.ingest.v1.IngestService/ArchiveCohort",
         Scope::CohortsWrite,
@@ -294,6 +298,10 @@ pub const AUTHORIZATION: &[Rule] = &[
     ),
     token(
         "/muster.segments.v1.SegmentService/CountSegment",
+        Scope::SegmentsRead,
+    ),
+    token(
+        "/muster.segments.v1.SegmentService/CountFilters",
         Scope::SegmentsRead,
     ),
     token(

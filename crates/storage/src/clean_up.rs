@@ -19,8 +19,8 @@ const LONGEST_PAUSE: Duration = Duration::hours(24);
 impl Store {
     /// The time by which a pass of a clean-up goes; `None` if nothing may be cleaned up now.
     ///
-    /// If the clock had jumped ahead and is put back to where it was, times that lie ahead of it are
-    /// set to it: they were written meanwhile, and what they keep would never expire.
+    /// If the clock had jumped and is back where it was, times that lie ahead of it are set to it: they
+    /// were written meanwhile, and what they keep would never expire.
     ///
     /// # Errors
     /// If the database fails.
@@ -39,7 +39,7 @@ impl Store {
             None => Duration::ZERO,
         };
         let mut paused_until = last.as_ref().and_then(|last| last.paused_until);
-        let mut jumped_from = last.as_ref().and_then(|last| last.jumped_from);
+        let mut jumped_from: Option<Timestamp> = last.as_ref().and_then(|last| last.jumped_from);
         if gap.abs() > USUAL {
             let tenth: Duration = gap.abs() / 10_i32;
             let until = now.saturating_add(tenth.min(LONGEST_PAUSE));
@@ -51,17 +51,23 @@ impl Store {
             );
         }
         let paused = paused_until.is_some_and(|until| until > now);
-        if gap > USUAL {
-            jumped_from = jumped_from.or(last.map(|last| last.seen_at));
-        } else if gap < -USUAL {
-            // Anything earlier is not where it was: then it may be wrong only now.
-            if jumped_from.is_some_and(|from| now > from.saturating_sub(USUAL)) {
-                put_back(&mut tx).await?;
-                jumped_from = None;
+        jumped_from = match (jumped_from, &last) {
+            (None, Some(last)) if gap.abs() > USUAL => Some(last.seen_at),
+            (Some(from), Some(last)) if gap.abs() > USUAL => {
+                // Earlier than that it is not where it was: then it may be wrong only now. And what
+                // comes from behind, and goes far beyond, may have jumped ahead.
+                let came_back = gap < Duration::ZERO
+                    || last.seen_at < from && now < from.saturating_add(LONGEST_PAUSE);
+                if came_back && now > from.saturating_sub(USUAL) {
+                    put_back(&mut tx).await?;
+                    None
+                } else {
+                    Some(from)
+                }
             }
-        } else if !paused {
-            jumped_from = None;
-        }
+            _ if !paused => None,
+            (from, _) => from,
+        };
         sqlx::query!(
             "INSERT INTO clean_up (seen_at, paused_until, jumped_from) VALUES ($1, $2, $3)
              ON CONFLICT (singleton) DO UPDATE

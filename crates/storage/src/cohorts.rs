@@ -1,5 +1,9 @@
 //! Cohorts: their names and their current version. What is in them is in [`crate::versions`].
 
+mod list;
+
+pub use list::{Order, Position, Selection, list};
+
 use muster_domain::error::{Error, Kind};
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -23,6 +27,8 @@ pub struct Cohort {
     pub revision: i64,
     /// Version published last; 0 if none.
     pub version: i64,
+    /// Live members when it was published.
+    pub member_count: i64,
     /// When it was first met.
     pub created_at: Timestamp,
     /// When its last import was committed.
@@ -96,7 +102,7 @@ pub async fn find(
     Ok(sqlx::query_as!(
         Cohort,
         "SELECT cohort_id AS id, partner, partner_cohort_id, name, former_names, revision, version,
-                created_at, imported_at, archived_at
+                member_count, created_at, imported_at, archived_at
          FROM cohort WHERE workspace_id = $1 AND partner = $2 AND partner_cohort_id = $3",
         workspace.0,
         key.partner,
@@ -118,7 +124,7 @@ pub async fn find_all(
     Ok(sqlx::query_as!(
         Cohort,
         "SELECT cohort_id AS id, partner, partner_cohort_id, name, former_names, revision, version,
-                created_at, imported_at, archived_at
+                member_count, created_at, imported_at, archived_at
          FROM cohort WHERE workspace_id = $1 AND cohort_id = ANY($2)",
         workspace.0,
         ids,
@@ -135,7 +141,7 @@ pub async fn lock(conn: &mut PgConnection, workspace: WorkspaceId, id: Uuid) -> 
     let locked = sqlx::query_as!(
         Cohort,
         "SELECT cohort_id AS id, partner, partner_cohort_id, name, former_names, revision, version,
-                created_at, imported_at, archived_at
+                member_count, created_at, imported_at, archived_at
          FROM cohort WHERE workspace_id = $1 AND cohort_id = $2 FOR NO KEY UPDATE",
         workspace.0,
         id,
@@ -156,55 +162,6 @@ pub async fn lock(conn: &mut PgConnection, workspace: WorkspaceId, id: Uuid) -> 
     })
 }
 
-/// Which cohorts to list.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Selection<'a> {
-    /// Only this partner's.
-    pub partner: Option<&'a str>,
-    /// Only those whose current or a former name, or whose id, contains this text literally,
-    /// whatever the case.
-    pub name_contains: &'a str,
-    /// Archived ones, too.
-    pub include_archived: bool,
-}
-
-/// A page of cohorts, newest first, older than `before`.
-///
-/// # Errors
-/// If the database fails.
-pub async fn list(
-    conn: &mut PgConnection,
-    workspace: WorkspaceId,
-    selection: Selection<'_>,
-    before: Option<Uuid>,
-    limit: i64,
-) -> Result<Vec<Cohort>> {
-    // Names hold no control characters, so a line feed keeps them apart.
-    Ok(sqlx::query_as!(
-        Cohort,
-        r"SELECT cohort_id AS id, partner, partner_cohort_id, name, former_names, revision, version,
-                 created_at, imported_at, archived_at
-          FROM cohort
-          WHERE workspace_id = $1
-            AND ($2::text IS NULL OR partner = $2)
-            AND ($3 = '' OR position(
-                    lower($3) IN lower(concat_ws(E'\n', name, partner_cohort_id,
-                                                 array_to_string(former_names, E'\n')))
-                ) > 0)
-            AND ($4 OR archived_at IS NULL)
-            AND ($5::uuid IS NULL OR cohort_id < $5)
-          ORDER BY cohort_id DESC LIMIT $6",
-        workspace.0,
-        selection.partner,
-        selection.name_contains,
-        selection.include_archived,
-        before,
-        limit,
-    )
-    .fetch_all(conn)
-    .await?)
-}
-
 /// The cohorts of a partner, archived or not, whose current name is exactly this.
 ///
 /// # Errors
@@ -218,7 +175,7 @@ pub async fn named(
     Ok(sqlx::query_as!(
         Cohort,
         "SELECT cohort_id AS id, partner, partner_cohort_id, name, former_names, revision, version,
-                created_at, imported_at, archived_at
+                member_count, created_at, imported_at, archived_at
          FROM cohort WHERE workspace_id = $1 AND partner = $2 AND name = $3
          ORDER BY cohort_id DESC",
         workspace.0,

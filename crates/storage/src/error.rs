@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use muster_domain::error::{Error as DomainError, Kind};
+use sqlx::postgres::{PgDatabaseError, PgSeverity};
 
 /// The result of every storage function.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -108,11 +109,21 @@ fn classify(error: sqlx::Error) -> DomainError {
             | sqlx::Error::WorkerCrashed,
             _,
         ) => UNAVAILABLE,
+        // Postgres ended the session over something of its own, such as a full disk met while the
+        // session began, which carries the code of an internal error.
+        _ if ended_session(&error) => UNAVAILABLE,
         _ => return DomainError::internal(error),
     };
     let mut unavailable = DomainError::new(kind, reason, message).retry_after(RETRY_AFTER);
     unavailable.source = Some(error.into());
     unavailable
+}
+
+fn ended_session(error: &sqlx::Error) -> bool {
+    let database = error.as_database_error();
+    database
+        .and_then(|database| database.try_downcast_ref::<PgDatabaseError>())
+        .is_some_and(|error| matches!(error.severity(), PgSeverity::Fatal | PgSeverity::Panic))
 }
 
 const UNAVAILABLE: (Kind, &str, &str) = (

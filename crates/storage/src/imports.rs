@@ -58,6 +58,8 @@ pub struct Import {
     pub partner: String,
     /// The partner's id of the cohort.
     pub partner_cohort_id: String,
+    /// Current name of the cohort.
+    pub cohort_name: String,
     /// Adds and removes, or the full list.
     pub mode: Mode,
     /// How far it is.
@@ -96,6 +98,7 @@ struct Row {
     cohort: Uuid,
     partner: String,
     partner_cohort_id: String,
+    cohort_name: String,
     mode: i16,
     state: i16,
     fence: i64,
@@ -123,6 +126,7 @@ impl TryFrom<Row> for Import {
             cohort: row.cohort,
             partner: row.partner,
             partner_cohort_id: row.partner_cohort_id,
+            cohort_name: row.cohort_name,
             mode: match row.mode {
                 1 => Mode::Delta,
                 _ => Mode::Replace,
@@ -224,8 +228,8 @@ pub async fn find(
 ) -> Result<Option<Import>> {
     let row = sqlx::query_as!(
         Row,
-        "SELECT import_id AS id, i.cohort_id AS cohort, c.partner, c.partner_cohort_id, mode, state,
-                fence, next_offset, digest_state, source_time, refuse_if_older,
+        "SELECT import_id AS id, i.cohort_id AS cohort, c.partner, c.partner_cohort_id,
+                c.name AS cohort_name, mode, state, fence, next_offset, digest_state, source_time, refuse_if_older,
                 max_removed_fraction, created_by, i.created_at, updated_at, expires_at, digest,
                 summary, i.version
          FROM cohort_import i
@@ -248,6 +252,8 @@ pub struct Selection<'a> {
     pub cohort: Option<Uuid>,
     /// Only those in this state.
     pub state: Option<State>,
+    /// Only those opened at this time or later.
+    pub since: Option<Timestamp>,
 }
 
 /// A page of imports, newest first, older than one.
@@ -263,8 +269,8 @@ pub async fn list(
 ) -> Result<Vec<Import>> {
     let rows = sqlx::query_as!(
         Row,
-        "SELECT import_id AS id, i.cohort_id AS cohort, c.partner, c.partner_cohort_id, mode, state,
-                fence, next_offset, digest_state, source_time, refuse_if_older,
+        "SELECT import_id AS id, i.cohort_id AS cohort, c.partner, c.partner_cohort_id,
+                c.name AS cohort_name, mode, state, fence, next_offset, digest_state, source_time, refuse_if_older,
                 max_removed_fraction, created_by, i.created_at, updated_at, expires_at, digest,
                 summary, i.version
          FROM cohort_import i
@@ -273,12 +279,14 @@ pub async fn list(
            AND ($2::text IS NULL OR c.partner = $2)
            AND ($3::uuid IS NULL OR i.cohort_id = $3)
            AND ($4::smallint IS NULL OR state = $4)
-           AND ($5::timestamptz IS NULL OR (i.created_at, import_id) < ($5, $6))
-         ORDER BY i.created_at DESC, import_id DESC LIMIT $7",
+           AND ($5::timestamptz IS NULL OR i.created_at >= $5)
+           AND ($6::timestamptz IS NULL OR (i.created_at, import_id) < ($6, $7))
+         ORDER BY i.created_at DESC, import_id DESC LIMIT $8",
         workspace.0,
         selection.partner,
         selection.cohort,
         selection.state.map(|state| state as i16),
+        selection.since,
         before.map(|(created_at, _)| created_at),
         before.map(|(_, id)| id),
         limit,

@@ -193,15 +193,25 @@ pub async fn find(
     Ok(row.map(Into::into))
 }
 
-/// A page of resolutions that have not expired, newest first: of one segment or of all, older than
-/// one.
+/// Which resolutions to list.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Selection {
+    /// Only of this segment.
+    pub segment: Option<Uuid>,
+    /// Only those made at this time or later.
+    pub since: Option<Timestamp>,
+    /// Only those made before this time.
+    pub until: Option<Timestamp>,
+}
+
+/// A page of resolutions that have not expired, newest first, older than one.
 ///
 /// # Errors
 /// If the database fails.
 pub async fn list(
     conn: &mut PgConnection,
     workspace: WorkspaceId,
-    segment: Option<Uuid>,
+    selection: Selection,
     before: Option<Uuid>,
     limit: i64,
 ) -> Result<Vec<Resolution>> {
@@ -211,10 +221,14 @@ pub async fn list(
          FROM resolution
          WHERE workspace_id = $1 AND expires_at > now()
            AND ($2::uuid IS NULL OR segment_id = $2)
-           AND ($3::uuid IS NULL OR resolution_id < $3)
-         ORDER BY resolution_id DESC LIMIT $4",
+           AND ($3::timestamptz IS NULL OR created_at >= $3)
+           AND ($4::timestamptz IS NULL OR created_at < $4)
+           AND ($5::uuid IS NULL OR resolution_id < $5)
+         ORDER BY resolution_id DESC LIMIT $6",
         workspace.0,
-        segment,
+        selection.segment,
+        selection.since,
+        selection.until,
         before,
         limit,
     )

@@ -242,6 +242,17 @@ pub async fn find_named(
     Ok(row.map(Into::into))
 }
 
+/// Which segments to list.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Selection<'a> {
+    /// Only those whose name contains this text literally, whatever the case.
+    pub name_contains: &'a str,
+    /// Only those that name this cohort themselves.
+    pub cohort: Option<Uuid>,
+    /// Archived ones, too.
+    pub include_archived: bool,
+}
+
 /// A page of segments, by name and id, after one of them.
 ///
 /// # Errors
@@ -249,7 +260,7 @@ pub async fn find_named(
 pub async fn list(
     conn: &mut PgConnection,
     workspace: WorkspaceId,
-    include_archived: bool,
+    selection: Selection<'_>,
     after: Option<(&str, Uuid)>,
     limit: i64,
 ) -> Result<Vec<Segment>> {
@@ -260,10 +271,17 @@ pub async fn list(
            FROM segment
            WHERE workspace_id = $1
              AND ($2 OR archived_at IS NULL)
-             AND ($3::text IS NULL OR (name, segment_id) > ($3, $4::uuid))
-           ORDER BY name, segment_id LIMIT $5"#,
+             AND ($3 = '' OR position(lower($3) IN lower(name)) > 0)
+             AND ($4::uuid IS NULL OR segment_id IN (
+                 SELECT uses.segment_id FROM segment_cohort uses
+                 WHERE uses.workspace_id = $1 AND uses.cohort_id = $4
+             ))
+             AND ($5::text IS NULL OR (name, segment_id) > ($5, $6::uuid))
+           ORDER BY name, segment_id LIMIT $7"#,
         workspace.0,
-        include_archived,
+        selection.include_archived,
+        selection.name_contains,
+        selection.cohort,
         after.map(|(name, _)| name),
         after.map(|(_, id)| id),
         limit,

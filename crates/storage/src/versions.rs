@@ -3,6 +3,10 @@
 //! The cohort at version V is the newest checkpoint at or before V with the deltas up to V applied.
 //! Publishing inserts rows and bumps the version; it never rewrites the set.
 
+mod record;
+
+pub use record::{Version, list, recent};
+
 use std::{collections::BTreeSet, time::Duration};
 
 use muster_domain::{
@@ -75,32 +79,36 @@ pub async fn publish(
 ) -> Result<i64> {
     let (parts, added, removed) = delta_parts(publication);
     let bytes: usize = added.iter().chain(&removed).map(Vec::len).sum();
+    let summary = &publication.summary;
     let head = sqlx::query!(
         "UPDATE cohort
          SET version = version + 1, imported_at = clock_timestamp(),
              delta_bytes = delta_bytes + $3,
-             applied_source_time = greatest(applied_source_time, $4)
+             applied_source_time = greatest(applied_source_time, $4),
+             member_count = $5
          WHERE workspace_id = $1 AND cohort_id = $2
          RETURNING version, delta_bytes, checkpoint_bytes",
         workspace.0,
         cohort,
         int(bytes),
         source_time,
+        count(summary.members_after),
     )
     .fetch_one(&mut *conn)
     .await?;
-    let summary = &publication.summary;
     sqlx::query!(
         "INSERT INTO cohort_version (workspace_id, cohort_id, version, import_id, published_at,
-                                     member_count, added_count, removed_count)
-         SELECT workspace_id, cohort_id, version, $3, imported_at, $4, $5, $6
+                                     member_count, added_count, removed_count, received_count,
+                                     matched_count)
+         SELECT workspace_id, cohort_id, version, $3, imported_at, member_count, $4, $5, $6, $7
          FROM cohort WHERE workspace_id = $1 AND cohort_id = $2",
         workspace.0,
         cohort,
         import_id,
-        count(summary.members_after),
         count(summary.members_added),
         count(summary.members_removed),
+        count(summary.received),
+        count(summary.outcomes.matched()),
     )
     .execute(&mut *conn)
     .await?;
@@ -323,5 +331,5 @@ fn int(bytes: usize) -> i64 {
 }
 
 fn count(users: u64) -> i64 {
-    i64::try_from(users).expect("there are 2³² users at most")
+    i64::try_from(users).expect("nobody counts to 2⁶³")
 }

@@ -12,7 +12,7 @@ use crate::{
 /// The verbs of `muster cohort`.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Cohort {
-    /// List cohorts, newest first
+    /// List cohorts with their size at the last import
     List {
         /// Only those whose current or a former name, or whose id, contains this
         #[arg(value_name = "TEXT", default_value = "", hide_default_value = true)]
@@ -23,11 +23,21 @@ pub(crate) enum Cohort {
         /// List archived cohorts, too
         #[arg(long)]
         archived: bool,
+        /// How to order them
+        #[arg(long, value_enum, default_value_t)]
+        order: Order,
         #[command(flatten)]
         limit: Limit,
     },
     /// Show one cohort with its exact size
     Show(CohortName),
+    /// List the versions of a cohort, newest first: what each import made of it
+    Versions {
+        #[command(flatten)]
+        cohort: CohortName,
+        #[command(flatten)]
+        limit: Limit,
+    },
     /// Give a cohort another name; segments that use it are not affected
     Rename {
         #[command(flatten)]
@@ -38,6 +48,34 @@ pub(crate) enum Cohort {
     },
     /// Archive a cohort: it takes no more imports and is hidden from lists
     Archive(CohortName),
+}
+
+/// How cohorts are ordered.
+#[derive(Debug, Clone, Copy, Default, clap::ValueEnum)]
+pub(crate) enum Order {
+    /// Last created first
+    #[default]
+    Newest,
+    /// By name
+    Name,
+    /// Most members first
+    Largest,
+    /// Last imported first
+    LastImport,
+    /// Longest without an import first
+    Stalest,
+}
+
+impl From<Order> for pb::CohortOrder {
+    fn from(order: Order) -> Self {
+        match order {
+            Order::Newest => Self::Newest,
+            Order::Name => Self::Name,
+            Order::Largest => Self::Largest,
+            Order::LastImport => Self::LastImport,
+            Order::Stalest => Self::Stalest,
+        }
+    }
 }
 
 /// Names a cohort.
@@ -58,11 +96,19 @@ impl Cohort {
                 text,
                 partner,
                 archived,
+                order,
                 limit,
             } => {
-                let cohorts = search(session, &text, &partner, archived, limit).await?;
-                session.output.list(&cohorts)
+                let wanted = pb::ListCohortsRequest {
+                    partner,
+                    name_contains: text,
+                    include_archived: archived,
+                    order: pb::CohortOrder::from(order).into(),
+                    ..Default::default()
+                };
+                session.output.list(&list(session, &wanted, limit).await?)
             }
+            Self::Versions { cohort, limit } => versions(session, &cohort, limit).await,
             Self::Show(name) => {
                 let found = find(session, &name).await?;
                 // A cohort out of a list comes without its size.
@@ -128,11 +174,32 @@ async fn get(session: &Session, partner: &str, cohort_id: &str) -> Result<pb::Co
     required(found.cohort)
 }
 
-async fn search(
+async fn versions(session: &Session, name: &CohortName, limit: Limit) -> Result<()> {
+    let cohort = find(session, name).await?;
+    let workspace = session.workspace()?;
+    let mut client = session.connection.ingest();
+    let versions = limit
+        .collect(async |page_size, page_token| {
+            let request = pb::ListCohortVersionsRequest {
+                workspace: workspace.clone(),
+                partner: cohort.partner.clone(),
+                cohort_id: cohort.cohort_id.clone(),
+                page_size,
+                page_token,
+            };
+            let page = session
+                .call(async || client.list_cohort_versions(request.clone()).await)
+                .await?;
+            Ok((page.versions, page.next_page_token))
+        })
+        .await?;
+    session.output.list(&versions)
+}
+
+/// The cohorts that `wanted` selects, in this workspace.
+async fn list(
     session: &Session,
-    text: &str,
-    partner: &str,
-    include_archived: bool,
+    wanted: &pb::ListCohortsRequest,
     limit: Limit,
 ) -> Result<Vec<pb::Cohort>> {
     let workspace = session.workspace()?;
@@ -141,11 +208,9 @@ async fn search(
         .collect(async |page_size, page_token| {
             let request = pb::ListCohortsRequest {
                 workspace: workspace.clone(),
-                partner: partner.to_owned(),
-                name_contains: text.to_owned(),
-                include_archived,
                 page_size,
                 page_token,
+                ..wanted.clone()
             };
             let page = session
                 .call(async || client.list_cohorts(request.clone()).await)
@@ -166,8 +231,13 @@ pub(crate) async fn find(session: &Session, name: &CohortName) -> Result<pb::Coh
             other => return other,
         }
     }
-    let partner = name.partner.as_deref().unwrap_or_default();
-    let candidates = search(session, &name.cohort, partner, true, Limit::NONE).await?;
+    let wanted = pb::ListCohortsRequest {
+        partner: name.partner.clone().unwrap_or_default(),
+        name_contains: name.cohort.clone(),
+        include_archived: true,
+        ..Default::default()
+    };
+    let candidates = list(session, &wanted, Limit::NONE).await?;
     choose(&name.cohort, candidates)
 }
 

@@ -7,6 +7,7 @@ use muster_proto::{
     ingest::v1 as pb,
     users::v1::{Alias, Identifier, identifier::Kind},
 };
+use prost_types::Timestamp;
 use serde_json::Value;
 
 use super::cohort::{self, CohortName};
@@ -15,6 +16,7 @@ use crate::{
     output::{self, Noun, Output, grouped, remark, render},
     page::{Limit, advance},
     session::{Session, request_id},
+    when,
 };
 
 /// Identifiers asked for at once: the largest page the contract allows for rejected identifiers.
@@ -42,6 +44,9 @@ pub(crate) enum Import {
         /// Only imports in this state
         #[arg(long, value_parser = PossibleValuesParser::new(STATES))]
         state: Option<String>,
+        /// Only imports opened since then: a time, a date, or ago such as 7d
+        #[arg(long, value_name = "WHEN", value_parser = when::ago)]
+        since: Option<Timestamp>,
         #[command(flatten)]
         limit: Limit,
     },
@@ -87,8 +92,17 @@ impl Import {
                 partner,
                 cohort,
                 state,
+                since,
                 limit,
-            } => list(session, partner, cohort, state.as_deref(), limit).await,
+            } => {
+                let wanted = pb::ListImportsRequest {
+                    partner: partner.unwrap_or_default(),
+                    state: state_filter(state.as_deref()).into(),
+                    since,
+                    ..Default::default()
+                };
+                list(session, wanted, cohort, limit).await
+            }
             Self::Show(name) => show(session, name).await,
             Self::Rejected { import, format } => {
                 let fallback = if session.output.is_json() {
@@ -106,29 +120,23 @@ impl Import {
 
 async fn list(
     session: &Session,
-    partner: Option<String>,
+    mut wanted: pb::ListImportsRequest,
     cohort: Option<String>,
-    state: Option<&str>,
     limit: Limit,
 ) -> Result<()> {
-    let workspace = session.workspace()?;
-    let (partner, cohort_id) = match cohort {
-        Some(cohort) => {
-            let found = cohort::find(session, &CohortName { cohort, partner }).await?;
-            (found.partner, found.cohort_id)
-        }
-        None => (partner.unwrap_or_default(), String::new()),
-    };
+    wanted.workspace = session.workspace()?;
+    if let Some(cohort) = cohort {
+        let partner = Some(wanted.partner).filter(|partner| !partner.is_empty());
+        let found = cohort::find(session, &CohortName { cohort, partner }).await?;
+        (wanted.partner, wanted.cohort_id) = (found.partner, found.cohort_id);
+    }
     let mut client = session.connection.ingest();
     let imports = limit
         .collect(async |page_size, page_token| {
             let request = pb::ListImportsRequest {
-                workspace: workspace.clone(),
-                partner: partner.clone(),
-                cohort_id: cohort_id.clone(),
-                state: state_filter(state).into(),
                 page_size,
                 page_token,
+                ..wanted.clone()
             };
             let page = session
                 .call(async || client.list_imports(request.clone()).await)

@@ -111,16 +111,28 @@ nouns! {
         col("name"),
         col("former_names"),
         col("version"),
+        col("latest_version.member_count").titled("size at last import"),
         col("member_count").titled("members").detail(),
         col("archived"),
         col("create_time").titled("created").detail(),
         col("last_import_time").titled("last import"),
         col("etag").detail(),
     ];
+    ingest::CohortVersion, "muster.ingest.v1.CohortVersion", "versions", [
+        col("version"),
+        col("publish_time").titled("published"),
+        col("member_count").titled("members"),
+        col("added_count").titled("added"),
+        col("removed_count").titled("removed"),
+        col("received_count").titled("received"),
+        col("matched_count").titled("matched"),
+        col("import_id").titled("import_id"),
+    ];
     ingest::Import, "muster.ingest.v1.Import", "imports", [
         col("import_id").titled("import_id"),
         col("partner"),
         col("cohort_id").titled("cohort_id"),
+        col("cohort_name").titled("name").detail(),
         col("mode"),
         col("state"),
         col("received"),

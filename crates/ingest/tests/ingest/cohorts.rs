@@ -220,6 +220,7 @@ async fn imports_are_listed_newest_first_page_by_page() {
             state: pb::ImportState::Committed.into(),
             page_size: 2,
             page_token: token,
+            ..Default::default()
         };
         let page = muster
             .operator

@@ -7,4 +7,5 @@
 
 mod cohorts;
 mod harness;
+mod lists;
 mod protocol;

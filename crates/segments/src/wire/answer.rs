@@ -1,6 +1,6 @@
 //! Answers and the messages of streams.
 
-use muster_domain::error::Result;
+use muster_domain::{error::Result, filter::SavedFilter};
 use muster_proto::{
     segments::v1::{
         self as pb, diff_resolutions_response::Message as Diff,
@@ -51,6 +51,21 @@ fn one_segment(workspace: &str, segment: &Segment, names: &Names) -> Result<pb::
         update_time: Some(to_wire(segment.updated_at)),
         etag: etag(segment),
     })
+}
+
+/// Filters with the number of their users.
+pub(crate) fn filter_counts(
+    filters: &[(SavedFilter, u64)],
+    names: &Names,
+) -> Result<Vec<pb::FilterCount>> {
+    let counts = filters.iter().map(|(filter, user_count)| {
+        Ok(pb::FilterCount {
+            user_count: *user_count,
+            filter: Some(filter::to_wire(filter, names)?),
+            filter_text: names.text(filter, |id| *id)?,
+        })
+    });
+    counts.collect()
 }
 
 /// A resolution.

@@ -5,6 +5,7 @@
 
 mod audience;
 mod check;
+mod counts;
 mod demands;
 mod deployment;
 mod diff;

@@ -6,13 +6,15 @@ mod resolve;
 mod writer;
 
 use muster_proto::segments::v1 as pb;
-use prost_types::FieldMask;
+use prost_types::{FieldMask, Timestamp};
 use uuid::Uuid;
 
+use super::cohort::{self, CohortName};
 use crate::{
     error::{Result, required},
     page::Limit,
     session::{Session, request_id},
+    when,
 };
 
 /// The verbs of `muster segment`; those without a description have it, at length, at their
@@ -30,6 +32,15 @@ pub(crate) enum Segment {
     },
     /// List the segments, by name
     List {
+        /// Only those whose name contains this
+        #[arg(value_name = "TEXT", default_value = "", hide_default_value = true)]
+        text: String,
+        /// Only those that use this cohort: the partner's id, or its current name
+        #[arg(long)]
+        cohort: Option<String>,
+        /// Slug of the partner of the cohort
+        #[arg(long, requires = "cohort")]
+        partner: Option<String>,
         /// List archived segments, too
         #[arg(long)]
         archived: bool,
@@ -71,6 +82,12 @@ pub(crate) enum Segment {
         /// Only of this segment: its name or id
         #[arg(value_name = "SEGMENT")]
         segment: Option<String>,
+        /// Only those made since then: a time, a date, or ago such as 7d
+        #[arg(long, value_name = "WHEN", value_parser = when::ago)]
+        since: Option<Timestamp>,
+        /// Only those made before then: a time, a date, or ago such as 1h
+        #[arg(long, value_name = "WHEN", value_parser = when::ago)]
+        until: Option<Timestamp>,
         #[command(flatten)]
         limit: Limit,
     },
@@ -102,7 +119,16 @@ impl Segment {
     pub(crate) async fn run(self, session: &Session) -> Result<()> {
         match self {
             Self::Create { name, filter } => create(session, name, &filter).await,
-            Self::List { archived, limit } => list(session, archived, limit).await,
+            Self::List {
+                text,
+                cohort,
+                partner,
+                archived,
+                limit,
+            } => {
+                let cohort = cohort.map(|cohort| CohortName { cohort, partner });
+                list(session, text, cohort, archived, limit).await
+            }
             Self::Show(name) => {
                 let segment = get(session, &name.segment).await?;
                 session.output.show(&segment)
@@ -118,8 +144,20 @@ impl Segment {
                 consistency_token,
             } => count(session, &audience, consistency_token).await,
             Self::Resolve(args) => resolve::run(session, args).await,
-            Self::Resolutions { segment, limit } => {
-                resolutions(session, segment.as_deref(), limit).await
+            Self::Resolutions {
+                segment,
+                since,
+                until,
+                limit,
+            } => {
+                let wanted = pb::ListResolutionsRequest {
+                    workspace: session.workspace()?,
+                    segment: segment.as_deref().map(reference),
+                    since,
+                    until,
+                    ..Default::default()
+                };
+                resolutions(session, &wanted, limit).await
             }
             Self::Diff(args) => diff::run(session, args).await,
             Self::Check(args) => check::run(session, args).await,
@@ -160,14 +198,30 @@ async fn create(session: &Session, name: String, filter: &str) -> Result<()> {
     session.output.show(&required(created.segment)?)
 }
 
-async fn list(session: &Session, include_archived: bool, limit: Limit) -> Result<()> {
+async fn list(
+    session: &Session,
+    name_contains: String,
+    cohort: Option<CohortName>,
+    include_archived: bool,
+    limit: Limit,
+) -> Result<()> {
     let workspace = session.workspace()?;
+    let uses = match cohort {
+        Some(name) => {
+            let found = cohort::find(session, &name).await?;
+            let (partner, cohort_id) = (found.partner, found.cohort_id);
+            Some(pb::CohortUse { partner, cohort_id })
+        }
+        None => None,
+    };
     let mut client = session.connection.segments();
     let segments = limit
         .collect(async |page_size, page_token| {
             let request = pb::ListSegmentsRequest {
                 workspace: workspace.clone(),
                 include_archived,
+                name_contains: name_contains.clone(),
+                uses: uses.clone(),
                 page_size,
                 page_token,
             };
@@ -252,16 +306,18 @@ async fn count(session: &Session, audience: &Audience, consistency_token: String
     session.output.show(&counted)
 }
 
-async fn resolutions(session: &Session, segment: Option<&str>, limit: Limit) -> Result<()> {
-    let workspace = session.workspace()?;
+async fn resolutions(
+    session: &Session,
+    wanted: &pb::ListResolutionsRequest,
+    limit: Limit,
+) -> Result<()> {
     let mut client = session.connection.segments();
     let resolutions = limit
         .collect(async |page_size, page_token| {
             let request = pb::ListResolutionsRequest {
-                workspace: workspace.clone(),
-                segment: segment.map(reference),
                 page_size,
                 page_token,
+                ..wanted.clone()
             };
             let page = session
                 .call(async || client.list_resolutions(request.clone()).await)
