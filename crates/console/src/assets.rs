@@ -22,6 +22,8 @@ const FILES: &[(&str, &str, &str)] = &[
     ),
     ("times.js", JS, include_str!("../assets/times.js")),
     ("copy.js", JS, include_str!("../assets/copy.js")),
+    ("builder.js", JS, include_str!("../assets/builder.js")),
+    ("zone.js", JS, include_str!("../assets/zone.js")),
     ("live.js", JS, include_str!("../assets/live.js")),
 ];
 

@@ -34,18 +34,26 @@ pub(crate) enum Section {
     Home,
     /// Cohorts and imports.
     Cohorts,
+    /// Filters over cohorts, and who was targeted with them.
+    Segments,
     /// Partners and their keys.
     Integrations,
 }
 
 impl Section {
-    const ALL: [Self; 3] = [Self::Home, Self::Cohorts, Self::Integrations];
+    const ALL: [Self; 4] = [
+        Self::Home,
+        Self::Cohorts,
+        Self::Segments,
+        Self::Integrations,
+    ];
 
     fn title(self) -> &'static str {
         match self {
             Self::None => "",
             Self::Home => "Home",
             Self::Cohorts => "Cohorts",
+            Self::Segments => "Segments",
             Self::Integrations => "Integrations",
         }
     }
@@ -54,6 +62,7 @@ impl Section {
         match self {
             Self::None | Self::Home => "",
             Self::Cohorts => "/cohorts",
+            Self::Segments => "/segments",
             Self::Integrations => "/integrations",
         }
     }

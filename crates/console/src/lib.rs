@@ -18,11 +18,13 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 mod assets;
+mod csv;
 mod frame;
 mod home;
 mod problem;
 mod routes;
 mod security;
+mod segments;
 mod session;
 mod sign_in;
 mod view;

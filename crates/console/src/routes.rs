@@ -13,7 +13,7 @@ use tower_http::{catch_panic::CatchPanicLayer, timeout::TimeoutLayer};
 use crate::{
     Settings, assets, home,
     problem::{self, Problem},
-    security,
+    security, segments,
     session::{self, Sessions},
     sign_in, workspaces,
 };
@@ -39,6 +39,7 @@ pub fn router(settings: Settings) -> Router {
         .route("/", get(workspaces::show))
         .route("/sign-out", post(sign_in::sign_out))
         .route("/w/{workspace}", get(home::show))
+        .merge(segments::routes())
         .fallback(async || Problem::not_found())
         .method_not_allowed_fallback(async || Problem::not_found())
         .layer(from_fn_with_state(Arc::clone(&console), session::required));
