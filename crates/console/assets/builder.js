@@ -7,7 +7,7 @@
   if (!form) return;
   let timer;
   let running;
-  const replace = (fresh) => {
+  const replace = (fresh, sent) => {
     for (const old of document.querySelectorAll("[data-part]")) {
       const part = old.isConnected && fresh.getElementById(old.id);
       if (!part || part.innerHTML === old.innerHTML) continue;
@@ -17,7 +17,13 @@
       old.replaceChildren(...part.cloneNode(true).childNodes);
       if (focused?.id) document.getElementById(focused.id)?.focus({ preventScroll: true });
     }
+    // A text that was understood is no news: the next change of a group shall not be undone by it.
+    if (!fresh.getElementById("text-error").textContent) form.elements.text_shown.value = shown(fresh, sent);
     document.dispatchEvent(new Event("muster:changed"));
+  };
+  const shown = (fresh, sent) => {
+    const theirs = fresh.querySelector("[name=text_shown]").value;
+    return form.elements.text.value === theirs ? theirs : sent;
   };
   const preview = async () => {
     running?.abort();
@@ -30,7 +36,7 @@
       const answer = await fetch(location.href, { method: "POST", body, signal, cache: "no-store" });
       if (answer.redirected) return location.reload();
       const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
-      if (fresh.getElementById("builder")) replace(fresh);
+      if (fresh.getElementById("builder")) replace(fresh, body.get("text"));
     } catch (error) {
       if (error.name !== "AbortError") throw error;
     } finally {

@@ -382,7 +382,7 @@ impl Draft {
             match name.as_str() {
                 "name" => draft.name = value.trim().to_owned(),
                 "text" => draft.text = value.replace("\r\n", "\n").trim().to_owned(),
-                "text_shown" => draft.text_shown = value.replace("\r\n", "\n"),
+                "text_shown" => draft.text_shown = value.replace("\r\n", "\n").trim().to_owned(),
                 "etag" => draft.etag = value,
                 "request_id" => draft.request_id = value,
                 "do" => draft.button = value,
