@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 mod assets;
 mod frame;
 mod home;
+mod integrations;
 mod problem;
 mod routes;
 mod security;
