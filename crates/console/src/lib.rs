@@ -21,6 +21,7 @@ mod assets;
 mod csv;
 mod frame;
 mod home;
+mod integrations;
 mod problem;
 mod routes;
 mod security;

@@ -11,7 +11,7 @@ use muster_client::Connection;
 use tower_http::{catch_panic::CatchPanicLayer, timeout::TimeoutLayer};
 
 use crate::{
-    Settings, assets, home,
+    Settings, assets, home, integrations,
     problem::{self, Problem},
     security, segments,
     session::{self, Sessions},
@@ -40,6 +40,7 @@ pub fn router(settings: Settings) -> Router {
         .route("/sign-out", post(sign_in::sign_out))
         .route("/w/{workspace}", get(home::show))
         .merge(segments::routes())
+        .merge(integration_pages())
         .fallback(async || Problem::not_found())
         .method_not_allowed_fallback(async || Problem::not_found())
         .layer(from_fn_with_state(Arc::clone(&console), session::required));
@@ -56,4 +57,33 @@ pub fn router(settings: Settings) -> Router {
         .layer(from_fn(problem::dress))
         .layer(from_fn(security::headers))
         .with_state(console)
+}
+
+fn integration_pages() -> Router<Arc<Console>> {
+    Router::new()
+        .route("/w/{workspace}/integrations", get(integrations::list))
+        .route(
+            "/w/{workspace}/integrations/{partner}",
+            get(integrations::show),
+        )
+        .route(
+            "/w/{workspace}/integrations/{partner}/enable",
+            post(integrations::enable),
+        )
+        .route(
+            "/w/{workspace}/integrations/{partner}/keys",
+            post(integrations::create_key),
+        )
+        .route(
+            "/w/{workspace}/integrations/{partner}/keys/{key}/secret",
+            get(integrations::secret),
+        )
+        .route(
+            "/w/{workspace}/integrations/{partner}/keys/{key}/rotate",
+            get(integrations::confirm_rotation).post(integrations::rotate),
+        )
+        .route(
+            "/w/{workspace}/integrations/{partner}/keys/{key}/invalidate",
+            get(integrations::confirm_invalidation).post(integrations::invalidate),
+        )
 }

@@ -80,7 +80,7 @@ fn sigterm_ends_it_with_0_in_its_grace_period_although_a_stream_is_open() {
     let mut up = Up::start(&["--output", "json", "--grace", "4s"]);
     let ready: Value = serde_json::from_str(&up.server.ready).unwrap();
     assert_eq!(ready["state"], "ready");
-    for name in ["grpc", "rest", "operator_token_file"] {
+    for name in ["grpc", "rest", "console", "operator_token_file"] {
         assert_eq!(ready[name], up.endpoints()[name]);
     }
     let muster = up.workspace("shop");
