@@ -30,30 +30,23 @@ pub(crate) struct Frame {
 pub(crate) enum Section {
     /// None of them.
     None,
-    /// What came in, what waits.
-    Home,
-    /// Cohorts and imports.
-    Cohorts,
     /// Partners and their keys.
     Integrations,
 }
 
 impl Section {
-    const ALL: [Self; 3] = [Self::Home, Self::Cohorts, Self::Integrations];
+    const ALL: [Self; 1] = [Self::Integrations];
 
     fn title(self) -> &'static str {
         match self {
             Self::None => "",
-            Self::Home => "Home",
-            Self::Cohorts => "Cohorts",
             Self::Integrations => "Integrations",
         }
     }
 
     fn path(self) -> &'static str {
         match self {
-            Self::None | Self::Home => "",
-            Self::Cohorts => "/cohorts",
+            Self::None => "",
             Self::Integrations => "/integrations",
         }
     }
@@ -62,8 +55,6 @@ impl Section {
 /// Something to say once, above the next page.
 #[derive(Debug, Clone)]
 pub(crate) struct Notice {
-    /// Whether it went as wished.
-    pub(crate) good: bool,
     /// One sentence or two.
     pub(crate) text: String,
 }
@@ -71,18 +62,7 @@ pub(crate) struct Notice {
 impl Notice {
     /// It went as wished.
     pub(crate) fn good(text: impl Into<String>) -> Self {
-        Self {
-            good: true,
-            text: text.into(),
-        }
-    }
-
-    /// It did not.
-    pub(crate) fn bad(text: impl Into<String>) -> Self {
-        Self {
-            good: false,
-            text: text.into(),
-        }
+        Self { text: text.into() }
     }
 }
 

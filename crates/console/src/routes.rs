@@ -11,7 +11,7 @@ use muster_client::Connection;
 use tower_http::{catch_panic::CatchPanicLayer, timeout::TimeoutLayer};
 
 use crate::{
-    Settings, assets, home, integrations,
+    Settings, assets, integrations,
     problem::{self, Problem},
     security,
     session::{self, Sessions},
@@ -38,7 +38,7 @@ pub fn router(settings: Settings) -> Router {
     let signed_in = Router::new()
         .route("/", get(workspaces::show))
         .route("/sign-out", post(sign_in::sign_out))
-        .route("/w/{workspace}", get(home::show))
+        .route("/w/{workspace}", get(workspaces::enter))
         .merge(integration_pages())
         .fallback(async || Problem::not_found())
         .method_not_allowed_fallback(async || Problem::not_found())
@@ -61,10 +61,22 @@ pub fn router(settings: Settings) -> Router {
 fn integration_pages() -> Router<Arc<Console>> {
     Router::new()
         .route("/w/{workspace}/integrations", get(integrations::list))
-        .route("/w/{workspace}/integrations/{partner}", get(integrations::show))
-        .route("/w/{workspace}/integrations/{partner}/enable", post(integrations::enable))
-        .route("/w/{workspace}/integrations/{partner}/keys", post(integrations::create_key))
-        .route("/w/{workspace}/integrations/{partner}/keys/{key}/secret", get(integrations::secret))
+        .route(
+            "/w/{workspace}/integrations/{partner}",
+            get(integrations::show),
+        )
+        .route(
+            "/w/{workspace}/integrations/{partner}/enable",
+            post(integrations::enable),
+        )
+        .route(
+            "/w/{workspace}/integrations/{partner}/keys",
+            post(integrations::create_key),
+        )
+        .route(
+            "/w/{workspace}/integrations/{partner}/keys/{key}/secret",
+            get(integrations::secret),
+        )
         .route(
             "/w/{workspace}/integrations/{partner}/keys/{key}/rotate",
             get(integrations::confirm_rotation).post(integrations::rotate),

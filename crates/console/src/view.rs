@@ -1,6 +1,4 @@
-//! How numbers, shares and times are written.
-//!
-//! These print HTML where they must; none prints anything that somebody else wrote.
+//! How times are written.
 
 use std::fmt;
 
@@ -10,69 +8,10 @@ use time::{
     OffsetDateTime, UtcOffset, format_description::well_known::Rfc3339, macros::format_description,
 };
 
-/// A number with its digits in groups of three.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Count(pub(crate) u64);
-
-impl fmt::Display for Count {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let digits = self.0.to_string();
-        for (n, digit) in digits.char_indices() {
-            if n > 0 && (digits.len() - n).is_multiple_of(3) {
-                out.write_str(",")?;
-            }
-            write!(out, "{digit}")?;
-        }
-        Ok(())
-    }
-}
-
-impl HtmlSafe for Count {}
-
-/// A part of a whole in percent: exact at both ends, so that 99.97 % never reads as all.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Share {
-    pub(crate) part: u64,
-    pub(crate) whole: u64,
-}
-
-impl fmt::Display for Share {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.whole == 0 {
-            return out.write_str("–");
-        }
-        let tenths = u128::from(self.part) * 1_000 / u128::from(self.whole);
-        match (tenths, self.part) {
-            (0, 1..) => out.write_str("&lt;0.1 %"),
-            (1_000.., _) | (0, 0) => write!(out, "{} %", tenths / 10),
-            _ => write!(out, "{}.{} %", tenths / 10, tenths % 10),
-        }
-    }
-}
-
-impl HtmlSafe for Share {}
-
 /// A moment: in UTC as it leaves the server, in the reader's zone once the script has run, and with
 /// the exact instant on hover.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct When(Option<OffsetDateTime>);
-
-impl When {
-    /// The moment now.
-    pub(crate) fn now() -> OffsetDateTime {
-        OffsetDateTime::now_utc()
-    }
-
-    /// The moment itself, if there is one.
-    pub(crate) fn instant(self) -> Option<OffsetDateTime> {
-        self.0
-    }
-
-    /// Whether there is a moment.
-    pub(crate) fn is_some(&self) -> bool {
-        self.0.is_some()
-    }
-}
 
 impl From<Option<Timestamp>> for When {
     fn from(timestamp: Option<Timestamp>) -> Self {
@@ -80,12 +19,6 @@ impl From<Option<Timestamp>> for When {
             let nanos = i128::from(timestamp.seconds) * 1_000_000_000 + i128::from(timestamp.nanos);
             OffsetDateTime::from_unix_timestamp_nanos(nanos).ok()
         }))
-    }
-}
-
-impl From<&Option<Timestamp>> for When {
-    fn from(timestamp: &Option<Timestamp>) -> Self {
-        (*timestamp).into()
     }
 }
 
@@ -113,29 +46,6 @@ impl HtmlSafe for When {}
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn numbers_are_grouped() {
-        for (number, text) in [
-            (0, "0"),
-            (999, "999"),
-            (1_000, "1,000"),
-            (12_345_678, "12,345,678"),
-        ] {
-            assert_eq!(Count(number).to_string(), text);
-        }
-    }
-
-    #[test]
-    fn a_share_is_never_rounded_to_all_or_nothing() {
-        let share = |part, whole| Share { part, whole }.to_string();
-        assert_eq!(share(0, 10), "0 %");
-        assert_eq!(share(1, 100_000), "&lt;0.1 %");
-        assert_eq!(share(1, 3), "33.3 %");
-        assert_eq!(share(9_999, 10_000), "99.9 %");
-        assert_eq!(share(10, 10), "100 %");
-        assert_eq!(share(0, 0), "–");
-    }
 
     #[test]
     fn a_moment_tells_the_exact_instant() {
