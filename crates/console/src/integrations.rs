@@ -249,7 +249,7 @@ pub(crate) async fn create_key(
             let days: u16 = days
                 .parse()
                 .map_err(|_| Problem::invalid("Days must be a number up to 65,535."))?;
-            let at = When::now() + time::Duration::days(i64::from(days));
+            let at = OffsetDateTime::now_utc() + time::Duration::days(i64::from(days));
             Some(timestamp(at))
         }
     };

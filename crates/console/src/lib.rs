@@ -8,7 +8,7 @@
 //! Read the modules in the order a request meets them: `routes` (what there is), `security` (what
 //! every answer says to the browser), `session` (who asks, and that no other site made them), then
 //! the module of a page. `frame` is what stands around every page, `problem` what stands there
-//! instead when something is wrong, `view` how numbers and times are written.
+//! instead when something is wrong, `view` how times are written.
 
 use std::{io, time::Duration};
 
@@ -20,7 +20,6 @@ use tokio_util::sync::CancellationToken;
 mod assets;
 mod csv;
 mod frame;
-mod home;
 mod integrations;
 mod problem;
 mod routes;

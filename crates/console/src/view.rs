@@ -58,16 +58,6 @@ impl HtmlSafe for Share {}
 pub(crate) struct When(Option<OffsetDateTime>);
 
 impl When {
-    /// The moment now.
-    pub(crate) fn now() -> OffsetDateTime {
-        OffsetDateTime::now_utc()
-    }
-
-    /// The moment itself, if there is one.
-    pub(crate) fn instant(self) -> Option<OffsetDateTime> {
-        self.0
-    }
-
     /// Whether there is a moment.
     pub(crate) fn is_some(&self) -> bool {
         self.0.is_some()
