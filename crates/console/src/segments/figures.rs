@@ -24,7 +24,6 @@ const MAX_COLUMNS: usize = 10;
 pub(crate) struct Figures {
     pub(crate) count: Count,
     pub(crate) live: Count,
-    pub(crate) filter: Filter,
     pub(crate) filter_text: String,
     pub(crate) funnel: Vec<Stage>,
     /// Whether there are more steps than the funnel shows.
@@ -199,7 +198,6 @@ pub(crate) async fn count(
     Ok(Figures {
         count: Count(first.user_count),
         live: Count(live),
-        filter: first.filter.clone().unwrap_or_default(),
         filter_text: first.filter_text.clone(),
         funnel: funnel.collect(),
         funnel_is_cut: steps.len() > stages,
