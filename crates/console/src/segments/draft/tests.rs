@@ -125,7 +125,7 @@ fn fields_belong_to_what_was_begun_last() {
 #[test]
 fn buttons_add_and_remove() {
     let mut draft = Draft::default();
-    let mut press = |draft: &mut Draft, button: &str| {
+    let press = |draft: &mut Draft, button: &str| {
         draft.button = button.to_owned();
         draft.press("tinyclues")
     };
