@@ -24,8 +24,9 @@ const ALLOWED: &[(&str, &[&str])] = &[
         &["proto", "domain", "storage", "service", "identity"],
     ),
     ("client", &["proto", "domain"]),
-    // Clients only, never storage: a partner's side of the wire.
+    // Clients only, never storage: a partner's side of the wire, and a person's.
     ("bridge", &["proto", "domain", "client", "listener"]),
+    ("console", &["proto", "domain", "client", "listener"]),
     ("testbed", &["launcher", "storage"]),
     // Sees Muster from outside, as a process, and the Postgres below it.
     (

@@ -47,6 +47,8 @@ pub struct Shop {
 /// A deployment of every server in this process, with the shop in it.
 pub struct Muster {
     shop: Shop,
+    /// URL of the console.
+    pub console: String,
     /// The database, to look behind the scenes.
     pub store: Store,
     shutdown: CancellationToken,
@@ -76,7 +78,9 @@ impl Muster {
         let listeners = Listeners {
             grpc: Some(TcpListener::bind("127.0.0.1:0").await.unwrap().into()),
             rest: Some(TcpListener::bind("127.0.0.1:0").await.unwrap().into()),
+            console: Some(TcpListener::bind("127.0.0.1:0").await.unwrap().into()),
         };
+        let console = listeners.console_url().unwrap();
         let grpc = listeners.grpc_url().unwrap();
         let rest = listeners.rest_url().unwrap();
         let shutdown = CancellationToken::new();
@@ -85,6 +89,7 @@ impl Muster {
         let shop = Shop::open(&grpc, &rest, operator.expose()).await;
         Self {
             shop,
+            console,
             store,
             shutdown,
             running,

@@ -458,7 +458,7 @@ async fn without_its_servers_it_answers_503_and_says_when_to_come_back() {
     let upstream = format!("http://{}", free.local_addr().unwrap());
     drop(free);
     let settings = Settings {
-        bridge_upstream: Some(upstream),
+        upstream: Some(upstream),
         ..Settings::default()
     };
     let muster = Muster::start_with(settings).await;

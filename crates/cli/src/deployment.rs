@@ -3,7 +3,7 @@
 //! [`Servers`] says which; [`run`] runs them until they are told to stop or one of them dies, which
 //! takes the others down with it: a process that serves half of what it should is worse than one
 //! that is restarted. The four gRPC servers share a listener but know nothing of each other, and
-//! the bridge goes through a gRPC client also here.
+//! the bridge and the console go through a gRPC client also here.
 
 use std::{collections::BTreeSet, io, net::SocketAddr, num::NonZeroU32, time::Duration};
 
@@ -29,27 +29,35 @@ pub enum Server {
     Segments,
     /// The partner-facing REST contract.
     Bridge,
+    /// The web pages.
+    Console,
 }
 
 impl Server {
     /// All of them.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Keys,
         Self::Users,
         Self::Ingest,
         Self::Segments,
         Self::Bridge,
+        Self::Console,
     ];
 
-    /// The role it acts in; the bridge needs no database.
+    /// The role it acts in; bridge and console need no database.
     pub fn role(self) -> Option<Role> {
         match self {
             Self::Keys => Some(Role::Keys),
             Self::Users => Some(Role::Users),
             Self::Ingest => Some(Role::Ingest),
             Self::Segments => Some(Role::Segments),
-            Self::Bridge => None,
+            Self::Bridge | Self::Console => None,
         }
+    }
+
+    /// Whether it only calls the gRPC servers, and needs no database.
+    pub fn is_client(self) -> bool {
+        matches!(self, Self::Bridge | Self::Console)
     }
 }
 
@@ -62,8 +70,8 @@ pub struct Settings {
     pub reflection: bool,
     /// URL under which partners reach the REST contract; `None` for where it listens.
     pub rest_public_url: Option<String>,
-    /// The gRPC services that the bridge calls; `None` for those of this process.
-    pub bridge_upstream: Option<Connection>,
+    /// The gRPC services that bridge and console call; `None` for those of this process.
+    pub upstream: Option<Connection>,
     /// Requests an hour that one partner may send for one workspace over REST.
     pub rest_requests_per_hour: NonZeroU32,
     /// What is held in memory of the directories that are matched against and streamed.
@@ -85,7 +93,7 @@ impl Default for Settings {
             servers: BTreeSet::from(Server::ALL),
             reflection: false,
             rest_public_url: None,
-            bridge_upstream: None,
+            upstream: None,
             rest_requests_per_hour: const { NonZeroU32::new(250_000).expect("it is not 0") },
             identity: muster_identity::Settings::default(),
             ingest: muster_ingest::Settings::default(),
@@ -103,6 +111,8 @@ pub struct Listeners {
     pub grpc: Option<Listener>,
     /// For the REST contract, if it is served.
     pub rest: Option<Listener>,
+    /// For the console, if it is served.
+    pub console: Option<Listener>,
 }
 
 impl Listeners {
@@ -114,6 +124,11 @@ impl Listeners {
     /// The URL of the REST contract.
     pub fn rest_url(&self) -> Option<String> {
         url(self.rest.as_ref())
+    }
+
+    /// The URL of the console.
+    pub fn console_url(&self) -> Option<String> {
+        url(self.console.as_ref())
     }
 }
 
@@ -169,8 +184,12 @@ pub async fn run(
             &shutdown,
         );
     }
+    let upstream = settings.upstream.clone().or(own_grpc);
+    if let Some(listener) = listeners.console {
+        let console = serve_console(settings.limits.clone(), upstream.clone(), listener, shutdown.clone());
+        tasks.spawn(async move { ("console", console.await.map_err(|e| e.to_string())) });
+    }
     if let Some(listener) = listeners.rest {
-        let upstream = settings.bridge_upstream.clone().or(own_grpc);
         let bridge = serve_bridge(settings, upstream, listener, shutdown.clone());
         tasks.spawn(async move { ("REST bridge", bridge.await.map_err(|e| e.to_string())) });
     }
@@ -261,6 +280,21 @@ fn spawn_grpc(
             .await;
         ("gRPC server", Ok(()))
     });
+}
+
+async fn serve_console(
+    limits: Limits,
+    upstream: Option<Connection>,
+    listener: Listener,
+    shutdown: CancellationToken,
+) -> io::Result<()> {
+    let connection = upstream.ok_or_else(|| io::Error::other("no gRPC endpoint to call"))?;
+    let console = muster_console::Settings {
+        limits,
+        ..muster_console::Settings::new(connection)
+    };
+    muster_console::serve(listener, console, shutdown).await;
+    Ok(())
 }
 
 async fn serve_bridge(

@@ -22,6 +22,9 @@ pub struct Endpoints {
     /// URL of the partner-facing REST endpoint; absent if it is not served.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rest: Option<String>,
+    /// URL of the console; absent if it is not served.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub console: Option<String>,
     /// File that holds the operator's token; relative to the data directory unless absolute.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operator_token_file: Option<PathBuf>,
@@ -133,6 +136,7 @@ mod tests {
         Endpoints {
             grpc: "http://127.0.0.1:7410".to_owned(),
             rest: Some("http://127.0.0.1:7411".to_owned()),
+            console: Some("http://127.0.0.1:7412".to_owned()),
             operator_token_file: Some("operator.token".into()),
         }
     }

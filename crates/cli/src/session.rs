@@ -170,6 +170,7 @@ mod tests {
         let endpoints = Endpoints {
             grpc: "http://127.0.0.1:7410".to_owned(),
             rest: None,
+            console: None,
             operator_token_file: Some("operator.token".into()),
         };
         endpoints.write(directory.path()).unwrap();

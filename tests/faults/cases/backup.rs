@@ -322,6 +322,7 @@ impl Restored {
         let (grpc, rest) = (free_address().to_string(), free_address().to_string());
         let mut up = process::command(program());
         up.args(["up", "--grpc-listen", &grpc, "--rest-listen", &rest])
+            .args(["--console-listen", "127.0.0.1:0"])
             .arg("--data-dir")
             .arg(&data_dir);
         let server =

@@ -434,6 +434,7 @@ impl World {
         let mut up = process::command(program());
         up.args(["up", "--grpc-listen", &grpc.to_string()])
             .args(["--rest-listen", &rest.to_string()])
+            .args(["--console-listen", "127.0.0.1:0"])
             .args([
                 Path::new("--data-dir"),
                 &data_dir,

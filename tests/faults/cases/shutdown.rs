@@ -131,6 +131,7 @@ impl All {
         command
             .args(["--grpc-listen", &self.grpc.to_string()])
             .args(["--rest-listen", &self.rest.to_string()])
+            .args(["--console-listen", "127.0.0.1:0"])
             .args(["--grace", &format!("{}s", GRACE.as_secs())])
             .arg("--data-dir")
             .arg(self.data.path());

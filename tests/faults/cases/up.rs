@@ -199,6 +199,7 @@ impl AllInOne {
             .arg("up")
             .args(["--grpc-listen", &self.grpc.to_string()])
             .args(["--rest-listen", &self.rest.to_string()])
+            .args(["--console-listen", "127.0.0.1:0"])
             .arg("--data-dir")
             .arg(&self.data_dir);
         command
@@ -257,7 +258,13 @@ impl AllInOne {
         let mut second = process::command(node::program());
         let second = second
             .args(["up", "--grpc-listen", "127.0.0.1:0"])
-            .args(["--rest-listen", "127.0.0.1:0", "--data-dir"])
+            .args([
+                "--rest-listen",
+                "127.0.0.1:0",
+                "--console-listen",
+                "127.0.0.1:0",
+            ])
+            .arg("--data-dir")
             .arg(&self.data_dir);
         block_in_place(|| process::run(second, b"").code(1).says(&[&holder]));
         assert_eq!(self.files(), before, "a refused start changes files");

@@ -269,7 +269,13 @@ fn up(url: &str, data_dir: &Path) -> Command {
     let mut command = process::command(node::program());
     command
         .args(["up", "--grpc-listen", "127.0.0.1:0"])
-        .args(["--rest-listen", "127.0.0.1:0", "--data-dir"])
+        .args([
+            "--rest-listen",
+            "127.0.0.1:0",
+            "--console-listen",
+            "127.0.0.1:0",
+        ])
+        .arg("--data-dir")
         .arg(data_dir)
         .env("DATABASE_URL", url);
     command

@@ -109,6 +109,14 @@ pub(crate) struct ServingArgs {
         hide_env_values = true
     )]
     connection_age: std::time::Duration,
+    /// Address of the console [default: 127.0.0.1:7412, or a free port if that is taken]
+    #[arg(
+        long,
+        env = "MUSTER_CONSOLE_LISTEN",
+        value_name = "ADDRESS",
+        hide_env_values = true
+    )]
+    console_listen: Option<SocketAddr>,
     /// URL under which partners reach the REST contract [default: where it listens]
     #[arg(
         long,
@@ -193,6 +201,7 @@ pub(crate) struct ServingArgs {
 
 const GRPC_PORT: u16 = 7410;
 const REST_PORT: u16 = 7411;
+const CONSOLE_PORT: u16 = 7412;
 
 impl ServingArgs {
     /// The settings of a process that serves these.
@@ -216,7 +225,7 @@ impl ServingArgs {
             resolution_retention: self.resolution_retention,
             stream_idle: self.stream_idle,
             limits: self.limits(),
-            bridge_upstream: None,
+            upstream: None,
         }
     }
 
@@ -276,8 +285,9 @@ impl ServingArgs {
 
     /// Binds what these servers listen on.
     pub(crate) async fn bind(&self, servers: &BTreeSet<Server>) -> Result<Listeners> {
-        let grpc = servers.iter().any(|server| *server != Server::Bridge);
+        let grpc = servers.iter().any(|server| !server.is_client());
         let rest = servers.contains(&Server::Bridge);
+        let console = servers.contains(&Server::Console);
         Ok(Listeners {
             grpc: match grpc {
                 true => Some(
@@ -289,6 +299,13 @@ impl ServingArgs {
             rest: match rest {
                 true => Some(
                     self.listen(self.rest_listen, REST_PORT, Protocol::Http1)
+                        .await?,
+                ),
+                false => None,
+            },
+            console: match console {
+                true => Some(
+                    self.listen(self.console_listen, CONSOLE_PORT, Protocol::Http1)
                         .await?,
                 ),
                 false => None,
@@ -321,9 +338,8 @@ impl Serve {
         let mut signals = Signals::listen()?;
         let servers: BTreeSet<Server> = self.servers.iter().copied().collect();
         let mut settings = self.serving.settings(servers.clone());
-        // The bridge needs no database.
         let mut database = None;
-        if servers != BTreeSet::from([Server::Bridge]) {
+        if servers.iter().any(|server| !server.is_client()) {
             let opened = tokio::select! {
                 opened = Database::open(&self.database, global) => opened?,
                 () = signals.next() => return Ok(()),
@@ -340,15 +356,10 @@ impl Serve {
             database = Some(opened);
         } else {
             let endpoint = global.endpoint().map_err(CliError::from)?;
-            settings.bridge_upstream = Some(global.connect(&endpoint, None)?);
+            settings.upstream = Some(global.connect(&endpoint, None)?);
         }
         let listeners = self.serving.bind(&servers).await?;
-        output::ready(
-            global.output,
-            listeners.grpc_url(),
-            listeners.rest_url(),
-            None,
-        )?;
+        output::ready(global.output, &listeners, None)?;
         let shutdown = CancellationToken::new();
         let store = database.as_ref().map(|database| database.store.clone());
         let ended = serve(

@@ -83,14 +83,14 @@ impl Up {
         }
         let servers = BTreeSet::from(Server::ALL);
         let listeners = self.serving.bind(&servers).await?;
-        let (grpc, rest) = (listeners.grpc_url(), listeners.rest_url());
         let endpoints = Endpoints {
-            grpc: grpc.clone().expect("the gRPC listener is bound"),
-            rest: rest.clone(),
+            grpc: listeners.grpc_url().expect("the gRPC listener is bound"),
+            rest: listeners.rest_url(),
+            console: listeners.console_url(),
             operator_token_file: Some(token_file.clone()),
         };
         endpoints.write(data_dir)?;
-        output::ready(global.output, grpc, rest, Some(&token_file))?;
+        output::ready(global.output, &listeners, Some(&token_file))?;
         let settings = self.serving.settings(servers);
         let shutdown = CancellationToken::new();
         serve(

@@ -16,7 +16,10 @@ use std::{
 
 use serde_json::{Value, json};
 
-use crate::error::{CliError, Result};
+use crate::{
+    deployment::Listeners,
+    error::{CliError, Result},
+};
 
 pub(crate) use guard::Guard;
 pub(crate) use table::{
@@ -141,11 +144,12 @@ impl Output {
 /// Says that servers are ready, and where they listen.
 pub(crate) fn ready(
     format: Format,
-    grpc: Option<String>,
-    rest: Option<String>,
+    listeners: &Listeners,
     operator_token_file: Option<&Path>,
 ) -> Result<()> {
     let output = Output::new(format);
+    let (grpc, rest) = (listeners.grpc_url(), listeners.rest_url());
+    let console = listeners.console_url();
     if output.is_json() {
         return output.text(&format!(
             "{}\n",
@@ -153,12 +157,13 @@ pub(crate) fn ready(
                 "state": "ready",
                 "grpc": grpc,
                 "rest": rest,
+                "console": console,
                 "operator_token_file": operator_token_file,
             })
         ));
     }
     let mut line = "Muster is ready:".to_owned();
-    for (what, url) in [("gRPC", grpc), ("REST", rest)] {
+    for (what, url) in [("gRPC", grpc), ("REST", rest), ("console", console)] {
         if let Some(url) = url {
             line.push_str(&format!(" {what} {url},"));
         }

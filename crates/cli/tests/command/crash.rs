@@ -38,7 +38,12 @@ fn an_export_goes_on_after_a_crash_of_the_server_and_sends_everybody_once() {
     let mut again = crate::harness::muster();
     again.args(["up", "--grpc-listen", grpc.strip_prefix("http://").unwrap()]);
     again
-        .args(["--rest-listen", "127.0.0.1:0"])
+        .args([
+            "--rest-listen",
+            "127.0.0.1:0",
+            "--console-listen",
+            "127.0.0.1:0",
+        ])
         .arg("--data-dir")
         .arg(data_dir);
     let _again = Server::start(&mut again, up.directory.path(), data_dir);

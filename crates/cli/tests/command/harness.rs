@@ -97,6 +97,8 @@ pub(crate) fn up_command(data_dir: &Path) -> Command {
         "127.0.0.1:0",
         "--rest-listen",
         "127.0.0.1:0",
+        "--console-listen",
+        "127.0.0.1:0",
     ];
     command
         .arg("up")

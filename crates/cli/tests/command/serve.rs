@@ -103,6 +103,8 @@ fn serve(servers: &[&str], directory: &Path, set: impl FnOnce(&mut Command)) -> 
         "127.0.0.1:0",
         "--rest-listen",
         "127.0.0.1:0",
+        "--console-listen",
+        "127.0.0.1:0",
     ]);
     command.args(["--output", "json"]);
     set(&mut command);

@@ -22,7 +22,7 @@ use crate::harness::{self, Server, Up, directory, run, runs, shared, until, up_c
 fn endpoints_and_token_are_where_other_commands_look_and_a_line_tells_that_it_is_ready() {
     let up = shared();
     let endpoints = up.endpoints();
-    for name in ["grpc", "rest", "operator_token_file"] {
+    for name in ["grpc", "rest", "console", "operator_token_file"] {
         let value = endpoints[name].as_str().unwrap();
         assert!(up.server.ready.contains(value), "{}", up.server.ready);
     }
@@ -80,7 +80,7 @@ fn sigterm_ends_it_with_0_in_its_grace_period_although_a_stream_is_open() {
     let mut up = Up::start(&["--output", "json", "--grace", "4s"]);
     let ready: Value = serde_json::from_str(&up.server.ready).unwrap();
     assert_eq!(ready["state"], "ready");
-    for name in ["grpc", "rest", "operator_token_file"] {
+    for name in ["grpc", "rest", "console", "operator_token_file"] {
         assert_eq!(ready[name], up.endpoints()[name]);
     }
     let muster = up.workspace("shop");

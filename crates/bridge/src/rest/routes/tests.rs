@@ -123,6 +123,14 @@ async fn a_partner_that_cannot_exist_is_like_one_that_does_not() {
     assert_eq!((status, message.as_str()), (401, "Invalid Partner API key"));
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_slow_body_is_408() {
+    let never_ends = futures::stream::pending::<Result<Bytes, std::convert::Infallible>>();
+    let call = request("POST", USERS, HttpBody::from_stream(never_ends));
+    let (status, _, _) = answer(&router(settings()), call).await;
+    assert_eq!(status, 408);
+}
+
 #[tokio::test]
 async fn without_servers_every_signed_call_is_503() {
     let router = router(settings());

@@ -1,0 +1,71 @@
+//! The console in a real browser: each journey is a function whose name is the guarantee.
+//!
+//! One deployment and one browser serve all of them, one after the other; before each the browser
+//! forgets its cookies. Screenshots of every page, in both widths and both colour schemes, are in
+//! `target/console-screenshots`.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a panic is how a broken guarantee is told"
+)]
+
+mod browser;
+mod integrations;
+mod sessions;
+
+use std::process::ExitCode;
+
+use browser::Browser;
+use futures::FutureExt as _;
+use muster_tests::Muster;
+
+/// What a journey has at hand.
+struct Stage {
+    muster: Muster,
+    browser: Browser,
+}
+
+macro_rules! journeys {
+    ($($module:ident :: $name:ident),* $(,)?) => {
+        /// Runs the journeys whose names contain one of the words; says how many were broken.
+        async fn run(stage: &Stage, words: &[String]) -> usize {
+            let mut broken = 0;
+            $({
+                let name = concat!(stringify!($module), "::", stringify!($name));
+                if words.is_empty() || words.iter().any(|word| name.contains(word.as_str())) {
+                    stage.browser.forget().await;
+                    let journey = std::panic::AssertUnwindSafe($module::$name(stage));
+                    let ended = journey.catch_unwind().await;
+                    println!("{} {name}", if ended.is_ok() { "ok    " } else { "BROKEN" });
+                    broken += usize::from(ended.is_err());
+                }
+            })*
+            broken
+        }
+    };
+}
+
+journeys![
+    sessions::a_token_opens_a_session_and_signing_out_ends_it_on_the_server,
+    sessions::a_wrong_token_is_told_beside_the_field_and_not_repeated,
+    sessions::every_answer_forbids_inline_code_frames_and_keeping,
+    sessions::a_form_without_the_signature_of_the_session_changes_nothing,
+    integrations::a_key_is_generated_shown_once_and_invalidated,
+    integrations::the_page_notices_the_first_call_by_itself,
+];
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|word| !word.starts_with('-'))
+        .collect();
+    let stage = Stage {
+        muster: Muster::start().await,
+        browser: Browser::start().await,
+    };
+    let broken = run(&stage, &words).await;
+    stage.browser.stop().await;
+    stage.muster.stop().await;
+    ExitCode::from(u8::from(broken > 0))
+}
