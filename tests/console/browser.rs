@@ -9,10 +9,7 @@ use std::{
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use thirtyfour::{
-    By, ChromiumLikeCapabilities as _, DesiredCapabilities, WebDriver, WebElement,
-    extensions::cdp::ChromeDevTools,
-};
+use thirtyfour::{By, ChromiumLikeCapabilities as _, DesiredCapabilities, WebDriver, WebElement};
 
 use crate::Stage;
 
@@ -94,9 +91,9 @@ impl Browser {
 
     /// Forgets all cookies.
     pub(crate) async fn forget(&self) {
-        let tools = ChromeDevTools::new(self.driver.handle.clone());
-        let forget = tools.execute_cdp("Network.clearBrowserCookies").await;
-        forget.unwrap();
+        let tools = self.driver.cdp();
+        let forget = tools.send_raw("Network.clearBrowserCookies", json!({}));
+        forget.await.unwrap();
     }
 
     /// Name and value of every cookie, also of those that scripts do not see.
@@ -176,12 +173,12 @@ impl Browser {
 
     /// Looks at the page in both widths and colour schemes, keeps pictures, and lets axe check it.
     pub(crate) async fn look(&self, name: &str) {
-        let tools = ChromeDevTools::new(self.driver.handle.clone());
+        let tools = self.driver.cdp();
         for width in WIDTHS {
             let size =
                 json!({ "width": width, "height": 900, "deviceScaleFactor": 1, "mobile": false });
             let command = "Emulation.setDeviceMetricsOverride";
-            tools.execute_cdp_with_params(command, size).await.unwrap();
+            tools.send_raw(command, size).await.unwrap();
             let wider = "return document.documentElement.scrollWidth - innerWidth";
             let wider = self.script(wider).await;
             assert!(
@@ -192,7 +189,7 @@ impl Browser {
                 let media =
                     json!({ "features": [{ "name": "prefers-color-scheme", "value": scheme }] });
                 let command = "Emulation.setEmulatedMedia";
-                tools.execute_cdp_with_params(command, media).await.unwrap();
+                tools.send_raw(command, media).await.unwrap();
                 let path = PathBuf::from(SCREENSHOTS).join(format!("{name}-{width}-{scheme}.png"));
                 self.driver.screenshot(&path).await.unwrap();
                 self.check(&format!("{name} at {width} px, {scheme}")).await;

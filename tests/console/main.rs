@@ -60,6 +60,9 @@ async fn main() -> ExitCode {
         .skip(1)
         .filter(|word| !word.starts_with('-'))
         .collect();
+    // The driver's client insists on one, although it speaks to the own machine only.
+    let provider = rustls::crypto::ring::default_provider();
+    provider.install_default().unwrap();
     let stage = Stage {
         muster: Muster::start().await,
         browser: Browser::start().await,
