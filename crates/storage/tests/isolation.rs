@@ -126,7 +126,7 @@ async fn every_table_of_a_workspace_is_confined_to_it() {
          WHERE NOT (relrowsecurity AND relforcerowsecurity AND EXISTS (
              SELECT FROM pg_policy p WHERE p.polrelid = c.oid AND p.polname = 'workspace'
                AND p.polcmd = '*' AND p.polroles = '{0}'
-               AND pg_get_expr(p.polqual, c.oid) LIKE '(workspace_id = (NULLIF(current_setting(%'
+               AND pg_get_expr(p.polqual, c.oid) LIKE '(workspace_id = %NULLIF(current_setting(''muster.workspace''%'
          ))",
     )
     .bind(&tables)
