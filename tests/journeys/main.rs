@@ -13,5 +13,6 @@ mod rest;
 mod rest_errors;
 mod rest_keys;
 mod resume;
+mod search;
 mod story;
 mod uploads;

@@ -242,7 +242,7 @@ mod tests {
         index.insert(1, false, &identifiers).unwrap();
         add(&mut index, 2);
         let held: Vec<_> = index.record(1).unwrap().map(Entry::to_owned).collect();
-        let sent: Vec<_> = identifiers.iter().map(|i| i.to_owned()).collect();
+        let sent: Vec<_> = identifiers.iter().map(|i| (*i).to_owned()).collect();
         assert_eq!(held, sent);
         assert!(
             index

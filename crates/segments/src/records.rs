@@ -208,23 +208,24 @@ impl Records {
             match looked.await? {
                 None => break,
                 Some(None) => {}
-                Some(Some(records)) => return Ok(Some(records?)),
+                Some(Some(records)) => return records,
             }
         }
         Ok(None)
     }
 
-    /// The records of the first ones of some users, as many as fit a message, at least one.
-    fn print(&self, held: &Snapshot<'_>, users: &[u32]) -> Result<Vec<Record>> {
+    /// The records of the first ones of some users, as many as fit a message, at least one. `None`
+    /// if one of them has no identifiers: Postgres then tells whether that can be.
+    fn print(&self, held: &Snapshot<'_>, users: &[u32]) -> Result<Option<Vec<Record>>> {
         let mut records = Vec::with_capacity(users.len());
         let mut bytes = 0;
         for &user in users {
             let mut record = self.begin(user);
             if record.withheld.is_none() && self.view != View::UserNo {
                 let printed = self.printed(user);
-                let identifiers = held.identifiers(printed).ok_or_else(|| {
-                    Error::internal(format!("user {printed} is live but not in the directory"))
-                })?;
+                let Some(identifiers) = held.identifiers(printed) else {
+                    return Ok(None);
+                };
                 bytes += self.fill(&mut record, identifiers)?;
                 if bytes > READ_BYTES && !records.is_empty() {
                     break;
@@ -232,7 +233,7 @@ impl Records {
             }
             records.push(record);
         }
-        Ok(records)
+        Ok(Some(records))
     }
 
     /// Writes the identifiers that the view asks for into a record; returns their size in bytes.

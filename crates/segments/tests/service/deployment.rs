@@ -59,14 +59,7 @@ impl Deployment {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
         let mut services = Services::default();
-        let identities = Identities::new(
-            store.clone(),
-            muster_identity::Settings {
-                // However small the directories of tests are.
-                least_users: 0,
-                ..Default::default()
-            },
-        );
+        let identities = Identities::new(store.clone(), Default::default());
         muster_segments::register(&mut services, identities, settings, shutdown.clone());
         let (serving, stop) = (store.clone(), shutdown.clone());
         tokio::spawn(async move {
