@@ -280,6 +280,11 @@ pub(crate) const ROWS: &[Row] = &[
         "cohorts:read",
         r#"{"workspace": "{workspace}", "partner": "{partner}", "page_size": 1}"#,
     ),
+    shared(
+        "muster.ingest.v1.IngestService/ListCohortVersions",
+        "cohorts:read",
+        r#"{"workspace": "{workspace}", "partner": "{partner}", "cohort_id": "{cohort}"}"#,
+    ),
     row(
         "muster.ingest.v1.IngestService/ArchiveCohort",
         "cohorts:write",
@@ -374,6 +379,12 @@ pub(crate) const ROWS: &[Row] = &[
         "segments:read",
         Workspace,
         r#"{"workspace": "{workspace}", "filter": {"text": "{partner}:\"{cohort_name}\""}}"#,
+    ),
+    row(
+        "muster.segments.v1.SegmentService/CountFilters",
+        "segments:read",
+        Workspace,
+        r#"{"workspace": "{workspace}", "filters": [{"text": "{partner}:id(\"{cohort}\")"}]}"#,
     ),
     row(
         "muster.segments.v1.SegmentService/ResolveSegment",

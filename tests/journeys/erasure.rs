@@ -22,7 +22,12 @@ async fn dump(muster: &Muster) -> String {
         .unwrap();
     let program = client_program("pg_dump", None, u32::try_from(major).unwrap()).unwrap();
     let dumped = tokio::process::Command::new(program)
-        .args(["--username=muster", "--host", socket.trim_matches('"'), &database])
+        .args([
+            "--username=muster",
+            "--host",
+            socket.trim_matches('"'),
+            &database,
+        ])
         .output()
         .await
         .unwrap();

@@ -3,6 +3,7 @@
 use std::{num::NonZeroU32, time::Duration};
 
 use muster_cli::deployment::Settings;
+use muster_client::Connection;
 use muster_proto::ingest::v1 as ingest;
 use muster_storage::{
     Role, Tx,
@@ -458,7 +459,7 @@ async fn without_its_servers_it_answers_503_and_says_when_to_come_back() {
     let upstream = format!("http://{}", free.local_addr().unwrap());
     drop(free);
     let settings = Settings {
-        upstream: Some(upstream),
+        upstream: Some(Connection::new(&upstream, None).unwrap()),
         ..Settings::default()
     };
     let muster = Muster::start_with(settings).await;

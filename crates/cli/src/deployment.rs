@@ -186,7 +186,12 @@ pub async fn run(
     }
     let upstream = settings.upstream.clone().or(own_grpc);
     if let Some(listener) = listeners.console {
-        let console = serve_console(settings.limits.clone(), upstream.clone(), listener, shutdown.clone());
+        let console = serve_console(
+            settings.limits.clone(),
+            upstream.clone(),
+            listener,
+            shutdown.clone(),
+        );
         tasks.spawn(async move { ("console", console.await.map_err(|e| e.to_string())) });
     }
     if let Some(listener) = listeners.rest {

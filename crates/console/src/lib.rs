@@ -61,11 +61,7 @@ impl Settings {
 
 /// Serves the console on `listener`, over HTTP/1.1, until `shutdown`, then lets calls in progress
 /// end, for as long as the settings allow, and cuts off the rest.
-pub async fn serve(
-    listener: impl Into<Listener>,
-    settings: Settings,
-    shutdown: CancellationToken,
-) {
+pub async fn serve(listener: impl Into<Listener>, settings: Settings, shutdown: CancellationToken) {
     let limits = settings.limits.clone();
     let listener = listener.into();
     listener
