@@ -38,8 +38,9 @@ impl Browser {
     pub(crate) async fn start() -> Self {
         let axe = fs::read_to_string(AXE).expect("`scripts/setup test` fetched axe-core");
         fs::create_dir_all(SCREENSHOTS).unwrap();
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = port.local_addr().unwrap().port();
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = free.local_addr().unwrap().port();
+        drop(free);
         let chromedriver = Command::new("chromedriver")
             .arg(format!("--port={port}"))
             .stdout(Stdio::null())

@@ -160,6 +160,8 @@ async fn compare(identities: &Identities, store: &Store, workspace: WorkspaceId)
 fn the_index_answers_as_sql_does_whatever_changes() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let store = runtime.block_on(muster_testbed::store());
+    // Pools are made outside of what is awaited, too.
+    let _inside = runtime.enter();
     let mut runner = TestRunner::new(Config {
         cases: 48,
         failure_persistence: None,

@@ -45,6 +45,12 @@ fn csv_and_ndjson_hold_the_same_users_exactly() {
     let csv = muster
         .run(&["segment", "resolve", "all", "--view", "full"])
         .code(0);
+    // What a spreadsheet program would compute is guarded, unless asked for as it is.
+    let guarded = r#"0,"'=a,""b""","[{""label"":""mail"",""name"":""a@x""}]",d1;d2"#;
+    assert_eq!(lines(&csv)[1], guarded);
+    let csv = muster
+        .run(&["segment", "resolve", "all", "--view", "full", "--raw"])
+        .code(0);
     let rows = lines(&csv);
     assert_eq!(rows.len(), 501);
     assert_eq!(rows[0], "user_no,external_id,aliases,device_ids");
