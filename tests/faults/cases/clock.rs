@@ -60,7 +60,7 @@ pub(crate) async fn clock_jumps(mut plan: Plan) -> Tally {
     world
         .sql(
             "CREATE TABLE looks (n integer);
-             CREATE FUNCTION look() RETURNS trigger LANGUAGE plpgsql AS
+             CREATE FUNCTION look() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS
                  $$ BEGIN INSERT INTO looks VALUES (1); RETURN NULL; END $$;
              CREATE TRIGGER look AFTER INSERT OR UPDATE OF seen_at ON clean_up
                  FOR EACH STATEMENT EXECUTE FUNCTION look()",

@@ -30,7 +30,7 @@ const USERS: usize = 1_000;
 /// one that looks its credential up, 2 s for that of its work, and for a processor.
 const PLAIN: Duration = Duration::from_secs(6);
 
-/// Five connections and 200 calls, while the imports wait for locks: everybody is answered in time,
+/// Five connections for each server and 200 calls, while the imports wait for locks: everybody is answered in time,
 /// and once the locks are gone everything works at once.
 pub(crate) async fn connections_exhausted(mut plan: Plan) -> Tally {
     let mut muster = Deployment::start(&["--database-connections", "5"]).await;
@@ -54,9 +54,9 @@ pub(crate) async fn connections_exhausted(mut plan: Plan) -> Tally {
         sqlx::raw_sql(hold).execute(&mut slow).await.unwrap();
         let mut running = start(&caller, &mut plan.rng);
         let holds = if plan.rounds < 50 {
-            2_200..3_000
+            3_000..4_000
         } else {
-            2_200..9_000
+            3_000..9_000
         };
         let holds = Duration::from_millis(plan.rng.random_range(holds));
         let release = async {
