@@ -100,8 +100,8 @@ impl Deployment {
         let data_dir = directory.path().join("data");
         // A Muster that this program can no longer end is ended by the one of `start_again`; this
         // one removes what is left if this program is killed.
-        let clean_up = process::clean_up("", &data_dir, directory.path());
         let nowhere = Connection::new("http://127.0.0.1:1", None)?;
+        let clean_up = process::clean_up("", &data_dir, directory.path());
         let mut deployment = Self {
             server: None,
             _clean_up: clean_up,

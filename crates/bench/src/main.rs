@@ -11,11 +11,6 @@
 //!
 //! Start at [`plan`], which says what is measured in what order. [`report`] has the targets.
 
-#![cfg_attr(
-    test,
-    expect(clippy::unwrap_used, reason = "a panic is how a test fails")
-)]
-
 mod deployment;
 mod machine;
 mod muster;

@@ -1,7 +1,5 @@
 //! That everything can be measured; how fast it is depends on the machine, and is nobody's promise.
 
-#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
-
 use std::{fs, process::Command};
 
 use serde_json::Value;
