@@ -204,7 +204,8 @@ struct Story<'a> {
 impl Story<'_> {
     /// Opens imports that trickle, repeat themselves, and are ready to commit, and an audience.
     async fn open(&self, rng: &mut StdRng, end: End) -> Open {
-        let lifetime = Duration::from_millis(1_000);
+        // Long enough to open the streams in, also on a machine that is busy with other things.
+        let lifetime = Duration::from_secs(5);
         let expires = Instant::now() + lifetime;
         let expire_time = (end == End::Expired).then(|| (SystemTime::now() + lifetime).into());
         let request = keys::CreateKeyRequest {
