@@ -23,6 +23,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     fs::write(out, descriptors.encode_to_vec())?;
     tonic_prost_build::configure()
         .bytes(".")
+        .extern_path(
+            ".muster.ingest.v1.CohortChange",
+            "crate::ingest::v1::CohortChange",
+        )
         .compile_fds(descriptors)?;
     Ok(())
 }

@@ -1,9 +1,14 @@
 //! Muster's wire contract: the messages, clients and server traits of the gRPC services, generated
-//! from `proto/**`, and their descriptor set. The `.proto` files are the documentation.
+//! from `proto/**`, and their descriptor set. The `.proto` files are the documentation. One message is
+//! written by hand: [`CohortChange`](ingest::v1::CohortChange).
+
+mod change;
+
+pub use change::Texts;
 
 /// Declares the module of one package around its generated code.
 macro_rules! package {
-    ($name:ident, $doc:literal) => {
+    ($name:ident, $doc:literal $(, $own:path)?) => {
         #[doc = $doc]
         pub mod $name {
             /// Version 1.
@@ -12,6 +17,7 @@ macro_rules! package {
                 reason = "generated code is as it is"
             )]
             pub mod v1 {
+                $(pub use $own;)?
                 include!(concat!(
                     env!("OUT_DIR"),
                     "/muster.",
@@ -28,7 +34,11 @@ package!(
     "Key management: data import keys, workspaces, partners, tokens, audit."
 );
 package!(users, "The user directory.");
-package!(ingest, "Cohorts and their imports.");
+package!(
+    ingest,
+    "Cohorts and their imports.",
+    crate::change::CohortChange
+);
 package!(segments, "Segments and their audiences.");
 
 /// The encoded `FileDescriptorSet` of every package, imports included: for reflection, and for the

@@ -8,6 +8,7 @@ use muster_domain::{
 };
 use muster_identity::Identities;
 use muster_service::{
+    compute,
     outlet::{self, Limits, Messages, Outlet},
     page,
 };
@@ -170,7 +171,7 @@ pub(crate) async fn stream(
 ) -> Result<Messages<AudienceMessage>> {
     let pinned = Arc::new(wanted.users);
     let (users, partition) = (Arc::clone(&pinned), wanted.partition);
-    let cut = tokio::task::spawn_blocking(move || {
+    let cut = compute(move || {
         // All of it needs no copy.
         let part = match partition {
             Partition::WHOLE => users,
@@ -179,7 +180,7 @@ pub(crate) async fn stream(
         let digest = digest(&part);
         (part, digest)
     });
-    let (part, digest) = cut.await.map_err(Error::internal)?;
+    let (part, digest) = cut.await?;
     let id = wanted.resolution.resolution.id;
     let rank = resume_rank(&wanted.resume_token, id, partition, part.len())?;
     let passed = part.min().unwrap_or(0)..select(&part, rank).unwrap_or(u32::MAX);

@@ -7,11 +7,14 @@
 use std::sync::Arc;
 
 use muster_domain::{
-    error::{Error, Result},
+    error::Result,
     user_set::{Standing, Tombstones, UserSet},
 };
 use muster_identity::Identities;
-use muster_service::outlet::{self, Limits, Messages, Outlet};
+use muster_service::{
+    compute,
+    outlet::{self, Limits, Messages, Outlet},
+};
 use muster_storage::{Role, WorkspaceId};
 use uuid::Uuid;
 
@@ -61,13 +64,13 @@ pub(crate) async fn stream(
         .directory_snapshot("diff_resolutions", workspace)
         .await?;
     tx.commit().await?;
-    let compared = tokio::task::spawn_blocking(move || {
+    let compared = compute(move || {
         let base = people(&base, &directory.tombstones);
         let target = people(&target, &directory.tombstones);
         let stayed = base.intersection_len(&target);
         (&base - &target, &target - &base, stayed)
     });
-    let (left, entered, stayed) = compared.await.map_err(Error::internal)?;
+    let (left, entered, stayed) = compared.await?;
     Ok(outlet::stream(limits, move |outlet| {
         let header = DiffMessage::Header {
             entered: entered.len(),
