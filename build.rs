@@ -27,6 +27,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             ".muster.ingest.v1.CohortChange",
             "crate::ingest::v1::CohortChange",
         )
+        .extern_path(
+            ".muster.segments.v1.AudienceBatch",
+            "crate::segments::v1::AudienceBatch",
+        )
         .compile_fds(descriptors)?;
     Ok(())
 }

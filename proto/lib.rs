@@ -1,10 +1,13 @@
 //! Muster's wire contract: the messages, clients and server traits of the gRPC services, generated
-//! from `proto/**`, and their descriptor set. The `.proto` files are the documentation. One message is
-//! written by hand: [`CohortChange`](ingest::v1::CohortChange).
+//! from `proto/**`, and their descriptor set. The `.proto` files are the documentation. Two
+//! messages, of which there are millions of parts, are written by hand:
+//! [`CohortChange`](ingest::v1::CohortChange) and [`AudienceBatch`](segments::v1::AudienceBatch).
 
-mod change;
+mod audience_batch;
+mod cohort_change;
 
-pub use change::Texts;
+pub use audience_batch::EncodedMembers;
+pub use cohort_change::Texts;
 
 /// Declares the module of one package around its generated code.
 macro_rules! package {
@@ -37,9 +40,13 @@ package!(users, "The user directory.");
 package!(
     ingest,
     "Cohorts and their imports.",
-    crate::change::CohortChange
+    crate::cohort_change::CohortChange
 );
-package!(segments, "Segments and their audiences.");
+package!(
+    segments,
+    "Segments and their audiences.",
+    crate::audience_batch::AudienceBatch
+);
 
 /// The encoded `FileDescriptorSet` of every package, imports included: for reflection, and for the
 /// tests that hold the authorisation table against the contract.

@@ -24,6 +24,14 @@ pub struct Moment {
 }
 
 impl Moment {
+    /// The moment when the directory was there.
+    pub fn at(position: Position) -> Self {
+        Self {
+            history: position.history,
+            epoch: position.epoch,
+        }
+    }
+
     /// The epoch.
     pub fn epoch(self) -> i64 {
         self.epoch

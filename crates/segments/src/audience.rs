@@ -18,7 +18,7 @@ use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use crate::{
-    records::{Record, Records, View},
+    records::{Batch, Records, View},
     resolutions::Described,
 };
 
@@ -138,7 +138,7 @@ pub(crate) enum AudienceMessage {
         partition_user_count: u64,
     },
     Batch {
-        records: Vec<Record>,
+        users: Batch,
         resume_token: String,
     },
     End {
@@ -239,7 +239,8 @@ impl Production {
                 break;
             }
             let room = outlet.room().await?;
-            let records = self.records.read(&users).await?;
+            let batch = self.records.read(&users).await?;
+            let records = &batch.records;
             users.drain(..records.len());
             self.rank += records.len() as u64;
             let withheld = records.iter().filter(|record| record.withheld.is_some());
@@ -251,7 +252,7 @@ impl Production {
                 rank: self.rank,
             };
             let batch = AudienceMessage::Batch {
-                records,
+                users: batch,
                 resume_token: page::encode(&token),
             };
             room.send(batch).await?;

@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 use crate::{
     audience::BATCH_RECORDS,
-    records::{Record, Records, View},
+    records::{Batch, Records, View},
     resolutions,
 };
 
@@ -41,7 +41,7 @@ pub(crate) enum DiffMessage {
     },
     Batch {
         side: Side,
-        records: Vec<Record>,
+        users: Batch,
     },
     End,
 }
@@ -112,9 +112,9 @@ async fn send(
             return Ok(());
         }
         let room = outlet.room().await?;
-        let records = records.read(&batch).await?;
-        batch.drain(..records.len());
-        room.send(DiffMessage::Batch { side, records }).await?;
+        let users = records.read(&batch).await?;
+        batch.drain(..users.records.len());
+        room.send(DiffMessage::Batch { side, users }).await?;
     }
 }
 

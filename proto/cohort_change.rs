@@ -1,5 +1,5 @@
-//! The one message that is not generated: a change of a cohort, whose ids are most of what a server
-//! reads. Generated code would allocate a string for each of a million ids.
+//! A change of a cohort. Its ids are most of what a server reads, and generated code would allocate a
+//! string for each of a million.
 
 use prost::{
     DecodeError, Message,
