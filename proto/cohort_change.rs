@@ -132,7 +132,9 @@ impl Texts {
     }
 
     fn encoded_len(&self, tag: u32) -> usize {
-        let lengths = self.iter().map(|text| encoded_len_varint(text.len() as u64));
+        let lengths = self
+            .iter()
+            .map(|text| encoded_len_varint(text.len() as u64));
         self.len() * key_len(tag) + lengths.sum::<usize>() + self.all.len()
     }
 

@@ -10,6 +10,7 @@
 mod arena;
 mod index;
 mod loading;
+mod memory;
 mod snapshot;
 mod table;
 

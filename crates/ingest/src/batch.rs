@@ -73,7 +73,10 @@ impl Changes {
                 (IdentifierKind::DeviceId, change.device_ids.len()),
             ];
             let kinds = columns.map(|(kind, count)| std::iter::repeat_n(kind, count));
-            kinds.into_iter().flatten().map(|kind| (change.effect, kind))
+            kinds
+                .into_iter()
+                .flatten()
+                .map(|kind| (change.effect, kind))
         })
     }
 

@@ -185,9 +185,8 @@ impl Plan {
         self.tx.commit().await?;
         let (directory, filter) = (Arc::clone(&self.directory), self.filter);
         // Millions of users are milliseconds of pure computation.
-        let evaluated = compute(move || {
-            Members::of(&directory, stored).apply(&filter, &directory.live())
-        });
+        let evaluated =
+            compute(move || Members::of(&directory, stored).apply(&filter, &directory.live()));
         Ok(Evaluated {
             segment: self.segment,
             filter_text,

@@ -237,9 +237,8 @@ impl Records {
             };
             let moment = self.decide_fates(&directory, position);
             // What became of the users and what is known of them must be of one moment.
-            let look = |held: &Snapshot<'_>| {
-                (held.moment() == moment).then(|| self.print(held, users))
-            };
+            let look =
+                |held: &Snapshot<'_>| (held.moment() == moment).then(|| self.print(held, users));
             let looked = identities.look(&mut conn, self.workspace, position, look);
             match looked.await? {
                 None => break,
