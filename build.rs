@@ -23,6 +23,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     fs::write(out, descriptors.encode_to_vec())?;
     tonic_prost_build::configure()
         .bytes(".")
+        .extern_path(
+            ".muster.ingest.v1.CohortChange",
+            "crate::ingest::v1::CohortChange",
+        )
+        .extern_path(
+            ".muster.segments.v1.AudienceBatch",
+            "crate::segments::v1::AudienceBatch",
+        )
         .compile_fds(descriptors)?;
     Ok(())
 }

@@ -76,7 +76,7 @@ impl Call {
             offset: offset as u64,
             changes: vec![CohortChange {
                 effect: ChangeEffect::Add.into(),
-                external_ids: ids.to_vec(),
+                external_ids: ids.iter().collect(),
                 ..Default::default()
             }],
         }));

@@ -81,7 +81,7 @@ impl Import {
         }
         let change = ingest::CohortChange {
             effect: ingest::ChangeEffect::Add.into(),
-            external_ids: external_ids.to_vec(),
+            external_ids: external_ids.iter().collect(),
             ..Default::default()
         };
         let batch = ingest::IdentifierBatch {

@@ -81,7 +81,7 @@ impl Import {
         for ids in ids.chunks(MAX_BATCH_IDENTIFIERS) {
             let change = CohortChange {
                 effect: ChangeEffect::Add.into(),
-                external_ids: ids.to_vec(),
+                external_ids: ids.iter().collect(),
                 ..Default::default()
             };
             messages.push(ingest_cohort_request::Message::Batch(IdentifierBatch {

@@ -229,6 +229,7 @@ mod tests {
         let batch = pb::AudienceBatch {
             users: vec![pb::AudienceMember::default()],
             resume_token: "t".to_owned(),
+            ..Default::default()
         };
         use pb::resolve_segment_response::Message;
         for message in [Message::Header(header), Message::Batch(batch)] {

@@ -7,13 +7,18 @@
 
 use muster_domain::identifier::{Identifier, IdentifierKind, IdentifierRef, MAX_IDENTIFIER_BYTES};
 
+use crate::memory::{Memory, Pages};
+
 /// Addresses count these, in bytes.
 const UNIT: usize = 4;
 
-/// A chunk holds 2 to the power of this many units: 1 MiB.
-const CHUNK_BITS: u32 = 18;
+/// A chunk holds 2 to the power of this many units: 32 MiB.
+const CHUNK_BITS: u32 = 23;
 const CHUNK_BYTES: usize = UNIT << CHUNK_BITS;
 const MAX_CHUNKS: usize = 1 << (u32::BITS - CHUNK_BITS);
+
+/// What is taken of a chunk takes memory in pieces of at least this many bytes.
+const PAGE_BYTES: usize = 4096;
 
 /// Bytes before the text of an entry.
 const HEAD_BYTES: usize = 6;
@@ -89,8 +94,23 @@ pub(crate) struct Full;
 
 #[derive(Debug, Default)]
 pub(crate) struct Arena {
-    chunks: Vec<Vec<u8>>,
+    chunks: Vec<Chunk>,
     dead_bytes: usize,
+}
+
+#[derive(Debug)]
+struct Chunk {
+    memory: Memory,
+    /// How much of it is taken, in bytes.
+    taken: usize,
+}
+
+impl Chunk {
+    fn append(&mut self, bytes: &[u8]) {
+        let end = self.taken + bytes.len();
+        self.memory[self.taken..end].copy_from_slice(bytes);
+        self.taken = end;
+    }
 }
 
 impl Arena {
@@ -113,16 +133,16 @@ impl Arena {
         let bytes: usize = identifiers.iter().map(|i| entry_bytes(*i)).sum();
         if self.room() < bytes {
             // A record that is larger than a chunk goes on in the chunks after it.
-            self.begin_chunk(bytes)?;
+            self.begin_chunk()?;
         }
         for (nth, identifier) in identifiers.iter().enumerate() {
             let bytes = entry_bytes(*identifier);
             if self.room() < bytes {
-                self.begin_chunk(bytes)?;
+                self.begin_chunk()?;
             }
             let number = self.chunks.len() - 1;
             let chunk = &mut self.chunks[number];
-            let begin = chunk.len();
+            let begin = chunk.taken;
             let mut head = u16::try_from(identifier.id.len()).expect("checked above");
             head |= u16::from(identifier.kind.code()) << KIND_SHIFT;
             if nth + 1 == identifiers.len() {
@@ -131,15 +151,16 @@ impl Arena {
             if printed && nth == 0 {
                 head |= PRINTED;
             }
-            chunk.extend_from_slice(&user.to_le_bytes());
-            chunk.extend_from_slice(&head.to_le_bytes());
+            chunk.append(&user.to_le_bytes());
+            chunk.append(&head.to_le_bytes());
             if identifier.kind == IdentifierKind::Alias {
                 let label = u16::try_from(identifier.label.len()).expect("checked above");
-                chunk.extend_from_slice(&label.to_le_bytes());
-                chunk.extend_from_slice(identifier.label.as_bytes());
+                chunk.append(&label.to_le_bytes());
+                chunk.append(identifier.label.as_bytes());
             }
-            chunk.extend_from_slice(identifier.id.as_bytes());
-            chunk.resize(begin + bytes, 0);
+            chunk.append(identifier.id.as_bytes());
+            // What is left of the last unit is zero already.
+            chunk.taken = begin + bytes;
             let address = (number << CHUNK_BITS) + begin / UNIT;
             placed(
                 *identifier,
@@ -153,27 +174,36 @@ impl Arena {
     fn room(&self) -> usize {
         self.chunks
             .last()
-            .map_or(0, |last| CHUNK_BYTES - last.len())
+            .map_or(0, |last| CHUNK_BYTES - last.taken)
     }
 
-    fn begin_chunk(&mut self, bytes: usize) -> Result<(), Full> {
+    fn begin_chunk(&mut self) -> Result<(), Full> {
         if self.chunks.len() == MAX_CHUNKS {
             return Err(Full);
         }
         // A small directory takes no more than it needs.
-        let room = if self.chunks.is_empty() {
-            bytes
-        } else {
-            CHUNK_BYTES
+        let pages = match self.chunks.as_slice() {
+            [] => Pages::Small,
+            [..] => Pages::Large,
         };
-        self.chunks.push(Vec::with_capacity(room));
+        let memory = Memory::zeroed(CHUNK_BYTES, pages)?;
+        self.chunks.push(Chunk { memory, taken: 0 });
         Ok(())
+    }
+
+    /// Some byte of the entry at an address, if there is one.
+    #[inline]
+    pub(crate) fn fetch(&self, address: Address) -> u8 {
+        let (chunk, begin) = place(address);
+        let chunk = self.chunks.get(chunk);
+        let byte = chunk.and_then(|chunk| chunk.memory.get(begin));
+        byte.copied().unwrap_or(0)
     }
 
     #[inline]
     pub(crate) fn entry(&self, address: Address) -> Entry<'_> {
         let (chunk, begin) = place(address);
-        read(&self.chunks[chunk][begin..])
+        read(&self.chunks[chunk].memory[begin..])
     }
 
     /// The entries of the record that begins at an address, with their addresses.
@@ -191,7 +221,7 @@ impl Arena {
     fn after(&self, address: Address, entry: Entry<'_>) -> Address {
         let (chunk, begin) = place(address);
         let end = begin + padded(HEAD_BYTES + entry.text.len());
-        if end < self.chunks[chunk].len() {
+        if end < self.chunks[chunk].taken {
             address + u32::try_from((end - begin) / UNIT).expect("an entry is small")
         } else {
             u32::try_from((chunk + 1) << CHUNK_BITS).expect("few enough chunks")
@@ -206,22 +236,25 @@ impl Arena {
             .collect();
         for (address, bytes) in record {
             let (chunk, begin) = place(address);
-            self.chunks[chunk][begin..begin + bytes].fill(0);
+            self.chunks[chunk].memory[begin..begin + bytes].fill(0);
             self.dead_bytes += bytes;
         }
     }
 
     /// Memory held, in bytes.
     pub(crate) fn bytes(&self) -> usize {
-        self.chunks.iter().map(Vec::capacity).sum::<usize>()
-            + self.chunks.capacity() * size_of::<Vec<u8>>()
+        let pages = |chunk: &Chunk| chunk.taken.next_multiple_of(PAGE_BYTES);
+        self.chunks.iter().map(pages).sum()
     }
 
     /// Whether these bytes stand anywhere.
     #[cfg(test)]
     pub(crate) fn holds(&self, bytes: &[u8]) -> bool {
         let mut chunks = self.chunks.iter();
-        chunks.any(|chunk| chunk.windows(bytes.len()).any(|window| window == bytes))
+        chunks.any(|chunk| {
+            let mut windows = chunk.memory[..chunk.taken].windows(bytes.len());
+            windows.any(|window| window == bytes)
+        })
     }
 
     /// What was removed and still takes room, in bytes.

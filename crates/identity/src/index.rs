@@ -27,46 +27,24 @@ pub(crate) struct Index {
 
 impl Index {
     /// An index for about so many users and identifiers.
-    pub(crate) fn with_capacity(users: usize, identifiers: usize) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// If the system has no memory for it.
+    pub(crate) fn with_capacity(users: usize, identifiers: usize) -> Result<Self, Full> {
+        Ok(Self {
             key: Key::default(),
-            table: Table::with_capacity(identifiers),
+            table: Table::with_capacity(identifiers)?,
             arena: Arena::default(),
             records: Vec::with_capacity(users),
-        }
+        })
     }
 
-    /// Adds a user that has no record, with at least one identifier. If `printed`, the first of
-    /// them is the external id that audiences print.
-    pub(crate) fn insert(
-        &mut self,
-        user: u32,
-        printed: bool,
-        identifiers: &[IdentifierRef<'_>],
-    ) -> Result<(), Full> {
-        let mut first = None;
-        let Self {
-            key, table, arena, ..
-        } = self;
-        let mut placed: Vec<(u64, Address)> = Vec::with_capacity(identifiers.len());
-        arena.push(user, printed, identifiers, |identifier, address| {
-            first.get_or_insert(address);
-            placed.push((hash(key, identifier), address));
-        })?;
-        for (hash, address) in placed {
-            table.insert(hash, address, |address| hash_of(key, arena.entry(address)));
+    /// Begins to add users.
+    pub(crate) fn adding(&mut self) -> Adding<'_> {
+        Adding {
+            index: self,
+            waiting: Vec::with_capacity(2 * GROUP),
         }
-        let place = user as usize;
-        if self.records.len() <= place {
-            if self.records.capacity() <= place {
-                // By a little: doubling would waste what the index saves elsewhere.
-                let more = place + 1 - self.records.len() + place / 8;
-                self.records.reserve_exact(more);
-            }
-            self.records.resize(place + 1, NOBODY);
-        }
-        self.records[place] = first.unwrap_or(NOBODY);
-        Ok(())
     }
 
     /// Removes a user, and overwrites the identifiers.
@@ -87,10 +65,11 @@ impl Index {
         for user in changed {
             self.remove(user.number);
         }
+        let mut adding = self.adding();
         for user in changed {
             if !user.identifiers.is_empty() {
                 let identifiers: Vec<_> = user.identifiers.iter().map(|i| i.as_ref()).collect();
-                self.insert(user.number, user.printed, &identifiers)?;
+                adding.insert(user.number, user.printed, &identifiers)?;
             }
         }
         Ok(())
@@ -99,17 +78,23 @@ impl Index {
     /// What identifiers lead to, by the rule of [`muster_storage::directory::match_identifiers`].
     pub(crate) fn matches(&self, identifiers: &[IdentifierRef<'_>]) -> Vec<Match> {
         let mut matches = Vec::with_capacity(identifiers.len());
-        // Each step waits for memory. Done for a group at a time, the waits overlap.
+        // Each step waits for memory. Done for a group at a time, the waits overlap; but only as
+        // long as nothing is decided by what is waited for, so it is fetched before it is looked at.
         let mut hashes = [0; GROUP];
         let mut likely = [None; GROUP];
         for group in identifiers.chunks(GROUP) {
             for (hash_of_it, identifier) in hashes.iter_mut().zip(group) {
                 *hash_of_it = hash(&self.key, *identifier);
             }
-            for (address, hash) in likely.iter_mut().zip(&hashes[..group.len()]) {
+            let hashes = &hashes[..group.len()];
+            fetch(hashes.iter().map(|hash| self.table.fetch(*hash)));
+            for (address, hash) in likely.iter_mut().zip(hashes) {
                 *address = self.table.likely(*hash);
             }
-            for (identifier, (hash, likely)) in group.iter().zip(hashes.iter().zip(&likely)) {
+            let likely = &likely[..group.len()];
+            let addresses = likely.iter().map(|address| address.unwrap_or_default());
+            fetch(addresses.map(|address| self.arena.fetch(address)));
+            for (identifier, (hash, likely)) in group.iter().zip(hashes.iter().zip(likely)) {
                 let likely = likely.map(|address| self.arena.entry(address));
                 let found = likely
                     .filter(|entry| entry.is(*identifier))
@@ -167,6 +152,72 @@ impl Index {
     }
 }
 
+/// Adds users to an index; they are found once this is dropped.
+pub(crate) struct Adding<'a> {
+    index: &'a mut Index,
+    /// Hashes and addresses that the table lacks: their places are fetched a group at a time.
+    waiting: Vec<(u64, Address)>,
+}
+
+impl Adding<'_> {
+    /// Adds a user that has no record, with at least one identifier. If `printed`, the first of
+    /// them is the external id that audiences print.
+    pub(crate) fn insert(
+        &mut self,
+        user: u32,
+        printed: bool,
+        identifiers: &[IdentifierRef<'_>],
+    ) -> Result<(), Full> {
+        let mut first = None;
+        let Index {
+            key,
+            arena,
+            records,
+            ..
+        } = &mut *self.index;
+        arena.push(user, printed, identifiers, |identifier, address| {
+            first.get_or_insert(address);
+            self.waiting.push((hash(key, identifier), address));
+        })?;
+        let place = user as usize;
+        if records.len() <= place {
+            if records.capacity() <= place {
+                // By a little: doubling would waste what the index saves elsewhere.
+                let more = place + 1 - records.len() + place / 8;
+                records.reserve_exact(more);
+            }
+            records.resize(place + 1, NOBODY);
+        }
+        records[place] = first.unwrap_or(NOBODY);
+        if self.waiting.len() >= GROUP {
+            self.flush();
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) {
+        let Index {
+            key, table, arena, ..
+        } = &mut *self.index;
+        fetch(self.waiting.iter().map(|(hash, _)| table.fetch(*hash)));
+        for (hash, address) in self.waiting.drain(..) {
+            table.insert(hash, address, |address| hash_of(key, arena.entry(address)));
+        }
+    }
+}
+
+impl Drop for Adding<'_> {
+    fn drop(&mut self) {
+        self.flush();
+    }
+}
+
+/// Waits for what is in no cache yet, for all of it at once.
+#[inline]
+fn fetch(bytes: impl Iterator<Item = u8>) {
+    std::hint::black_box(bytes.fold(0, |all, byte| all ^ byte));
+}
+
 #[inline]
 fn hash(key: &Key, identifier: IdentifierRef<'_>) -> u64 {
     let (label, id) = (identifier.label.as_bytes(), identifier.id.as_bytes());
@@ -195,13 +246,13 @@ mod tests {
             IdentifierRef::external_id(&external_id),
             IdentifierRef::device_id(&device),
         ];
-        index.insert(user, true, &identifiers).unwrap();
+        index.adding().insert(user, true, &identifiers).unwrap();
     }
 
     #[test]
     fn a_user_with_an_external_id_and_a_device_takes_less_than_100_bytes() {
         const USERS: u32 = 200_000;
-        let mut index = Index::with_capacity(USERS as usize, 2 * USERS as usize);
+        let mut index = Index::with_capacity(USERS as usize, 2 * USERS as usize).unwrap();
         (0..USERS).for_each(|user| add(&mut index, user));
         let bytes = index.bytes() as f64 / f64::from(USERS);
         assert!(bytes < 100.0, "{bytes}");
@@ -210,7 +261,7 @@ mod tests {
     #[test]
     fn an_index_that_was_planned_for_nobody_grows_and_shrinks() {
         const USERS: u32 = 20_000;
-        let mut index = Index::with_capacity(0, 0);
+        let mut index = Index::with_capacity(0, 0).unwrap();
         (0..USERS).for_each(|user| add(&mut index, user));
         (0..USERS)
             .filter(|user| user % 3 == 0)
@@ -235,11 +286,11 @@ mod tests {
 
     #[test]
     fn a_user_may_have_more_identifiers_than_a_chunk_holds() {
-        let texts: Vec<String> = (0..6_000).map(|n| format!("{n:0>500}")).collect();
+        let texts: Vec<String> = (0..70_000).map(|n| format!("{n:0>500}")).collect();
         let identifiers: Vec<_> = texts.iter().map(|t| IdentifierRef::device_id(t)).collect();
-        let mut index = Index::with_capacity(3, 6);
+        let mut index = Index::with_capacity(3, 6).unwrap();
         add(&mut index, 0);
-        index.insert(1, false, &identifiers).unwrap();
+        index.adding().insert(1, false, &identifiers).unwrap();
         add(&mut index, 2);
         let held: Vec<_> = index.record(1).unwrap().map(Entry::to_owned).collect();
         let sent: Vec<_> = identifiers.iter().map(|i| (*i).to_owned()).collect();
@@ -262,7 +313,7 @@ mod tests {
 
     #[test]
     fn what_is_removed_is_gone_from_memory() {
-        let mut index = Index::with_capacity(2, 4);
+        let mut index = Index::with_capacity(2, 4).unwrap();
         add(&mut index, 0);
         add(&mut index, 1);
         let held = |index: &Index, user| index.arena.holds(ids(user)[0].as_bytes());
@@ -273,9 +324,11 @@ mod tests {
 
     #[test]
     fn no_identifier_is_longer_than_any_can_be() {
-        let mut index = Index::with_capacity(1, 1);
+        let mut index = Index::with_capacity(1, 1).unwrap();
         let long = "x".repeat(513);
-        let refused = index.insert(0, false, &[IdentifierRef::device_id(&long)]);
+        let refused = index
+            .adding()
+            .insert(0, false, &[IdentifierRef::device_id(&long)]);
         assert_eq!(refused, Err(Full));
     }
 }

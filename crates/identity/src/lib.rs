@@ -10,6 +10,7 @@
 mod arena;
 mod index;
 mod loading;
+mod memory;
 mod snapshot;
 mod table;
 
@@ -34,7 +35,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::index::Index;
-pub use crate::{arena::Entry, snapshot::Snapshot};
+pub use crate::{
+    arena::Entry,
+    snapshot::{Moment, Snapshot},
+};
 
 /// What a process holds.
 #[derive(Debug, Clone)]
@@ -99,6 +103,13 @@ struct Ready {
     index: Index,
     history: History,
     epoch: i64,
+}
+
+impl Ready {
+    fn snapshot(&self) -> Snapshot<'_> {
+        let (history, epoch) = (self.history, self.epoch);
+        Snapshot::new(&self.index, Moment { history, epoch })
+    }
 }
 
 /// How an index stands to the directory.
@@ -170,15 +181,18 @@ impl Identities {
         if !self.bring_up(conn, workspace, &held, position).await? {
             return Ok(None);
         }
-        let state = held.state.read().expect("no panic while locked");
-        Ok(match &*state {
-            State::Ready(ready)
-                if ready.history == position.history && ready.epoch >= position.epoch =>
-            {
-                Some(look(&Snapshot::new(&ready.index, ready.epoch)))
-            }
-            _ => None,
-        })
+        Ok(held.glance(|snapshot| snapshot.moment().includes(position).then(|| look(snapshot))))
+    }
+
+    /// Looks into the directory of a workspace as it is held, if it is, without asking how far the
+    /// directory is. Whoever does has to ask that later, and to look again if the
+    /// [moment](Snapshot::moment) does not [include](Moment::includes) it.
+    pub fn glance<T>(
+        &self,
+        workspace: WorkspaceId,
+        look: impl FnOnce(&Snapshot<'_>) -> T,
+    ) -> Option<T> {
+        self.held(workspace).glance(|snapshot| Some(look(snapshot)))
     }
 
     /// Brings an index to a position or beyond. Returns whether it is there.
@@ -330,6 +344,13 @@ impl Identities {
 }
 
 impl Held {
+    fn glance<T>(&self, look: impl FnOnce(&Snapshot<'_>) -> Option<T>) -> Option<T> {
+        match &*self.state.read().expect("no panic while locked") {
+            State::Ready(ready) => look(&ready.snapshot()),
+            State::Absent(_) | State::Loading => None,
+        }
+    }
+
     fn standing(&self, position: Position) -> Standing {
         match &*self.state.read().expect("no panic while locked") {
             State::Absent(_) | State::Loading => Standing::Absent,

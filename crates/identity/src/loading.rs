@@ -135,7 +135,7 @@ impl Identities {
             identities: self,
             held,
             survivors: feed::survivors(&mut conn, workspace).await?,
-            index: Mutex::new(Index::with_capacity(users, 2 * users)),
+            index: Mutex::new(Index::with_capacity(users, 2 * users)?),
         };
         let (end, middle) = (position.next_user_no, position.next_user_no / 2);
         if end < WORTH_TWO {
@@ -259,6 +259,7 @@ impl Builder<'_> {
         let mut added = 0;
         let mut identifiers = Vec::new();
         let mut index = self.index.lock().expect("no panic while locked");
+        let mut adding = index.adding();
         while let Some(user) = users.next() {
             if !all && users.peek().is_none() {
                 break;
@@ -267,8 +268,9 @@ impl Builder<'_> {
             identifiers.clear();
             identifiers.extend(user.iter().map(|row| row.identifier));
             let printed = self.sort(user[0].user, &mut identifiers);
-            index.insert(user[0].user, printed, &identifiers)?;
+            adding.insert(user[0].user, printed, &identifiers)?;
         }
+        drop(adding);
         let bytes = index.bytes();
         drop(index);
         self.identities.make_room(self.held, bytes)?;

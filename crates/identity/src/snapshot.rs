@@ -1,7 +1,10 @@
 //! A look into a directory.
 
 use muster_domain::identifier::IdentifierRef;
-use muster_storage::directory::Match;
+use muster_storage::directory::{
+    Match,
+    feed::{History, Position},
+};
 
 use crate::{arena::Entry, index::Index};
 
@@ -10,17 +13,49 @@ use crate::{arena::Entry, index::Index};
 #[derive(Debug)]
 pub struct Snapshot<'a> {
     index: &'a Index,
-    epoch: i64,
+    moment: Moment,
+}
+
+/// The epoch of a directory, and the history that counts it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moment {
+    pub(crate) history: History,
+    pub(crate) epoch: i64,
+}
+
+impl Moment {
+    /// The moment when the directory was there.
+    pub fn at(position: Position) -> Self {
+        Self {
+            history: position.history,
+            epoch: position.epoch,
+        }
+    }
+
+    /// The epoch.
+    pub fn epoch(self) -> i64 {
+        self.epoch
+    }
+
+    /// Whether everything that had happened at a position was seen.
+    pub fn includes(self, position: Position) -> bool {
+        self.history == position.history && self.epoch >= position.epoch
+    }
 }
 
 impl<'a> Snapshot<'a> {
-    pub(crate) fn new(index: &'a Index, epoch: i64) -> Self {
-        Self { index, epoch }
+    pub(crate) fn new(index: &'a Index, moment: Moment) -> Self {
+        Self { index, moment }
+    }
+
+    /// When it was like that.
+    pub fn moment(&self) -> Moment {
+        self.moment
     }
 
     /// The epoch.
     pub fn epoch(&self) -> i64 {
-        self.epoch
+        self.moment.epoch
     }
 
     /// What well-formed identifiers lead to; one entry for each, in order.

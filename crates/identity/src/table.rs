@@ -7,25 +7,31 @@
 
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 
+use bytemuck::{Pod, Zeroable};
 use muster_domain::identifier::IdentifierKind;
 
-use crate::arena::Address;
+use crate::{
+    arena::{Address, Full},
+    memory::{Memory, Pages},
+};
 
 /// Places in a bucket, which fills one cache line.
 const PLACES: usize = 12;
 
 /// Buckets that a shard is planned with, and the share of them that is planned to be taken.
 const SHARD_BUCKETS: usize = 64;
+const SHARD_BYTES: usize = SHARD_BUCKETS * size_of::<Bucket>();
 const PLANNED_LOAD: f64 = 0.82;
 
-#[derive(Debug, Clone, Copy, Default)]
-#[repr(align(64))]
+#[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
+#[repr(C, align(64))]
 struct Bucket {
     addresses: [Address; PLACES],
     /// 8 bits of the hash; 0 where the place is free.
     tags: [u8; PLACES],
-    /// Whether an entry of this bucket went to a later one.
-    overflowed: bool,
+    /// Not 0 once an entry of this bucket went to a later one.
+    overflowed: u8,
+    padding: [u8; 3],
 }
 
 impl Bucket {
@@ -40,7 +46,8 @@ impl Bucket {
 
 #[derive(Debug, Default)]
 struct Shard {
-    buckets: Vec<Bucket>,
+    /// Its buckets, once those planned for it are too few.
+    grown: Vec<Bucket>,
     entries: usize,
 }
 
@@ -66,7 +73,10 @@ impl Key {
 #[derive(Debug)]
 pub(crate) struct Table {
     shards: Vec<Shard>,
-    buckets: usize,
+    /// The buckets that are planned for them; none for a small table, which grows from nothing.
+    planned_buckets: Option<Memory>,
+    /// Buckets of shards that have grown.
+    grown_buckets: usize,
     entries: usize,
     planned: usize,
 }
@@ -85,49 +95,86 @@ fn tag(hash: u64) -> u8 {
 
 impl Table {
     /// A table for about so many entries.
-    pub(crate) fn with_capacity(entries: usize) -> Self {
+    ///
+    /// # Errors
+    /// If the system has no memory for it.
+    pub(crate) fn with_capacity(entries: usize) -> Result<Self, Full> {
+        /// Shards that are worth large pages.
+        const MANY: usize = 1_024;
         let planned = (SHARD_BUCKETS * PLACES) as f64 * PLANNED_LOAD;
         let shards = (entries as f64 / planned).ceil().max(1.0) as usize;
-        let mut shards: Vec<Shard> = std::iter::repeat_with(Shard::default)
-            .take(shards)
-            .collect();
-        if shards.len() > 1 {
-            for shard in &mut shards {
-                shard.buckets = vec![Bucket::default(); SHARD_BUCKETS];
-            }
-        }
-        Self {
-            buckets: shards.iter().map(|shard| shard.buckets.len()).sum(),
-            shards,
+        let pages = if shards < MANY {
+            Pages::Small
+        } else {
+            Pages::Large
+        };
+        let planned_buckets = match shards {
+            1 => None,
+            shards => Some(Memory::zeroed(shards * SHARD_BYTES, pages)?),
+        };
+        Ok(Self {
+            shards: std::iter::repeat_with(Shard::default)
+                .take(shards)
+                .collect(),
+            planned_buckets,
+            grown_buckets: 0,
             entries: 0,
             planned: entries.max(SHARD_BUCKETS * PLACES),
-        }
+        })
+    }
+
+    /// The number of the shard of a hash.
+    #[inline]
+    fn shard(&self, hash: u64) -> usize {
+        reduce((hash >> 32) as u32, self.shards.len())
     }
 
     #[inline]
-    fn shard(&self, hash: u64) -> &Shard {
-        &self.shards[reduce((hash >> 32) as u32, self.shards.len())]
+    fn buckets(&self, shard: usize) -> &[Bucket] {
+        match (&self.planned_buckets, self.shards[shard].grown.as_slice()) {
+            (Some(planned), []) => {
+                bytemuck::cast_slice(&planned[shard * SHARD_BYTES..][..SHARD_BYTES])
+            }
+            (_, grown) => grown,
+        }
+    }
+
+    fn buckets_mut(&mut self, shard: usize) -> &mut [Bucket] {
+        match (&mut self.planned_buckets, &mut self.shards[shard].grown) {
+            (Some(planned), grown) if grown.is_empty() => {
+                bytemuck::cast_slice_mut(&mut planned[shard * SHARD_BYTES..][..SHARD_BYTES])
+            }
+            (_, grown) => grown,
+        }
+    }
+
+    /// Some byte of the bucket that a hash belongs to.
+    #[inline]
+    pub(crate) fn fetch(&self, hash: u64) -> u8 {
+        let buckets = self.buckets(self.shard(hash));
+        let home = buckets.get(reduce(hash as u32, buckets.len()));
+        home.map_or(0, |bucket| bucket.tags[0])
     }
 
     /// The first address that a hash may stand for, if the entry is in its own bucket, as most are:
     /// cheap, and independent of what the arena holds.
     #[inline]
     pub(crate) fn likely(&self, hash: u64) -> Option<Address> {
-        let buckets = &self.shard(hash).buckets;
+        let buckets = self.buckets(self.shard(hash));
         let home = buckets.get(reduce(hash as u32, buckets.len()))?;
         home.tagged(tag(hash)).next()
     }
 
     /// The address under a hash that `is` the one sought.
     pub(crate) fn find(&self, hash: u64, is: impl Fn(Address) -> bool) -> Option<Address> {
-        let buckets = &self.shard(hash).buckets;
+        let buckets = self.buckets(self.shard(hash));
         let mut at = reduce(hash as u32, buckets.len());
         for _ in 0..buckets.len() {
             let bucket = &buckets[at];
             if let Some(found) = bucket.tagged(tag(hash)).find(|address| is(*address)) {
                 return Some(found);
             }
-            if !bucket.overflowed {
+            if bucket.overflowed == 0 {
                 return None;
             }
             at = (at + 1) % buckets.len();
@@ -137,39 +184,39 @@ impl Table {
 
     /// Adds an address; `hash_of` gives the hash of one that is there already.
     pub(crate) fn insert(&mut self, hash: u64, address: Address, hash_of: impl Fn(Address) -> u64) {
-        let number = reduce((hash >> 32) as u32, self.shards.len());
-        let shard = &mut self.shards[number];
-        let places = shard.buckets.len() * PLACES;
-        if shard.entries + 1 > places - places / 12 {
-            let larger =
-                (shard.buckets.len() + shard.buckets.len() / 4).max(shard.buckets.len() + 1);
-            self.buckets += larger - shard.buckets.len();
-            let old = std::mem::replace(&mut shard.buckets, vec![Bucket::default(); larger]);
-            for bucket in old {
+        let number = self.shard(hash);
+        let buckets = self.buckets(number);
+        let places = buckets.len() * PLACES;
+        if self.shards[number].entries + 1 > places - places / 12 {
+            let larger = (buckets.len() + buckets.len() / 4).max(buckets.len() + 1);
+            let mut grown = vec![Bucket::default(); larger];
+            for bucket in buckets {
                 let taken = bucket.tags.iter().zip(bucket.addresses);
                 for (_, address) in taken.filter(|(tag, _)| **tag != 0) {
-                    place(&mut shard.buckets, hash_of(address), address);
+                    place(&mut grown, hash_of(address), address);
                 }
             }
+            let old = std::mem::replace(&mut self.shards[number].grown, grown);
+            self.grown_buckets += larger - old.len();
         }
-        place(&mut shard.buckets, hash, address);
-        shard.entries += 1;
+        place(self.buckets_mut(number), hash, address);
+        self.shards[number].entries += 1;
         self.entries += 1;
     }
 
     /// Removes an address.
     pub(crate) fn remove(&mut self, hash: u64, address: Address) {
-        let number = reduce((hash >> 32) as u32, self.shards.len());
-        let shard = &mut self.shards[number];
-        let mut at = reduce(hash as u32, shard.buckets.len());
-        for _ in 0..shard.buckets.len() {
-            let length = shard.buckets.len();
-            let bucket = &mut shard.buckets[at];
+        let number = self.shard(hash);
+        let buckets = self.buckets_mut(number);
+        let length = buckets.len();
+        let mut at = reduce(hash as u32, length);
+        for _ in 0..length {
+            let bucket = &mut buckets[at];
             let found =
                 (0..PLACES).find(|&nth| bucket.tags[nth] != 0 && bucket.addresses[nth] == address);
             if let Some(nth) = found {
                 bucket.tags[nth] = 0;
-                shard.entries -= 1;
+                self.shards[number].entries -= 1;
                 self.entries -= 1;
                 return;
             }
@@ -184,7 +231,9 @@ impl Table {
 
     /// Memory held, in bytes.
     pub(crate) fn bytes(&self) -> usize {
-        self.buckets * size_of::<Bucket>() + self.shards.capacity() * size_of::<Shard>()
+        self.planned_buckets.as_deref().map_or(0, <[u8]>::len)
+            + self.grown_buckets * size_of::<Bucket>()
+            + self.shards.capacity() * size_of::<Shard>()
     }
 }
 
@@ -198,7 +247,7 @@ fn place(buckets: &mut [Bucket], hash: u64, address: Address) {
             bucket.addresses[free] = address;
             return;
         }
-        bucket.overflowed = true;
+        bucket.overflowed = 1;
         at = (at + 1) % buckets.len();
     }
 }

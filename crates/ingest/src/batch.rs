@@ -6,11 +6,12 @@ use muster_domain::{
     import::{Effect, ImportDigest, MAX_BATCH_IDENTIFIERS, Mode, Run, Unmatched},
     user_set::UserSet,
 };
-use muster_identity::Identities;
+use muster_identity::{Identities, Moment};
+use muster_proto::Texts;
 use muster_service::{Caller, caller::credential_invalid};
 use muster_storage::{
-    Connection, Tx, WorkspaceId, credentials,
-    directory::Match,
+    Connection, WorkspaceId, credentials,
+    directory::{Match, feed},
     imports::{self, Batch, State},
     rejected::{self, Reason, Rejection},
 };
@@ -28,13 +29,18 @@ pub(crate) struct Changes {
 #[derive(Debug)]
 pub(crate) struct Change {
     pub(crate) effect: Effect,
-    pub(crate) external_ids: Vec<String>,
+    pub(crate) external_ids: Texts,
     /// Labels and names.
     pub(crate) aliases: Vec<(String, String)>,
-    pub(crate) device_ids: Vec<String>,
+    pub(crate) device_ids: Texts,
 }
 
 impl Changes {
+    /// The offset after it.
+    pub(crate) fn end(&self) -> u64 {
+        self.offset + self.len() as u64
+    }
+
     fn len(&self) -> usize {
         let sizes = self
             .changes
@@ -46,21 +52,31 @@ impl Changes {
     /// The identifiers in the order they apply.
     fn identifiers(&self) -> impl Iterator<Item = (Effect, IdentifierRef<'_>)> {
         self.changes.iter().flat_map(|change| {
-            let ids = change
-                .external_ids
-                .iter()
-                .map(|id| IdentifierRef::external_id(id));
+            let ids = change.external_ids.iter().map(IdentifierRef::external_id);
             let aliases = change
                 .aliases
                 .iter()
                 .map(|(label, name)| IdentifierRef::alias(label, name));
-            let devices = change
-                .device_ids
-                .iter()
-                .map(|id| IdentifierRef::device_id(id));
+            let devices = change.device_ids.iter().map(IdentifierRef::device_id);
             ids.chain(aliases)
                 .chain(devices)
                 .map(|identifier| (change.effect, identifier))
+        })
+    }
+
+    /// The effects and kinds of the identifiers, in the same order.
+    fn kinds(&self) -> impl Iterator<Item = (Effect, IdentifierKind)> {
+        self.changes.iter().flat_map(|change| {
+            let columns = [
+                (IdentifierKind::ExternalId, change.external_ids.len()),
+                (IdentifierKind::Alias, change.aliases.len()),
+                (IdentifierKind::DeviceId, change.device_ids.len()),
+            ];
+            let kinds = columns.map(|(kind, count)| std::iter::repeat_n(kind, count));
+            kinds
+                .into_iter()
+                .flatten()
+                .map(|kind| (change.effect, kind))
         })
     }
 
@@ -113,54 +129,90 @@ impl Changes {
     }
 }
 
-/// Matches a batch against the directory of this moment. `digest` is that of the import up to the
-/// end of the batch. Returns, apart, the positions of the identifiers that had no effect, and why.
+/// What a batch comes to.
+#[derive(Debug)]
+pub(crate) struct Resolution {
+    pub(crate) batch: Batch,
+    /// The positions of the identifiers that had no effect, which ascend, and why.
+    pub(crate) rejected: Vec<(u64, Reason)>,
+}
+
+/// Matches a batch against the directory of this moment. `digest` is the state of that of the import
+/// at the end of the batch.
 pub(crate) async fn resolve(
     identities: &Identities,
     conn: &mut Connection,
     workspace: WorkspaceId,
     batch: &Changes,
-    digest: &ImportDigest,
-) -> Result<(Batch, Vec<(u64, Reason)>)> {
-    let sent: Vec<(Effect, IdentifierRef<'_>)> = batch.identifiers().collect();
-    let well_formed: Vec<IdentifierRef<'_>> = sent
-        .iter()
-        .map(|(_, identifier)| *identifier)
-        .filter(IdentifierRef::is_valid)
-        .collect();
+    digest: &[u8],
+) -> Result<Resolution> {
+    let sought = Sought::of(batch);
     // Whatever has changed since this epoch is checked again when the import is published.
-    let (directory_epoch, matches) = identities
-        .match_identifiers(conn, workspace, &well_formed)
+    let (epoch, matches) = identities
+        .match_identifiers(conn, workspace, &sought.well_formed)
         .await?;
-    let mut matches = matches.into_iter();
-    let mut builder = Builder::default();
-    for (position, (effect, identifier)) in (batch.offset..).zip(sent) {
-        let matched = if identifier.is_valid() {
-            matches
-                .next()
-                .expect("one match for each well-formed identifier")
-        } else {
-            builder.reject(position, Reason::Invalid);
-            continue;
-        };
-        match matched {
-            Match::User(user) => builder.push(effect, identifier.kind, user),
-            Match::Unknown => builder.reject(position, Reason::Unknown),
-            Match::DeviceOfIdentifiedUser(_) => {
-                builder.reject(position, Reason::DeviceOfIdentifiedUser);
+    Ok(sought.resolution(digest, epoch, matches))
+}
+
+/// The identifiers of a batch, as they are looked up.
+struct Sought<'a> {
+    batch: &'a Changes,
+    well_formed: Vec<IdentifierRef<'a>>,
+    /// The positions of the others, which ascend.
+    malformed: Vec<u64>,
+}
+
+impl<'a> Sought<'a> {
+    fn of(batch: &'a Changes) -> Self {
+        let mut well_formed = Vec::with_capacity(batch.len());
+        let mut malformed = Vec::new();
+        for (position, (_, identifier)) in (batch.offset..).zip(batch.identifiers()) {
+            if identifier.is_valid() {
+                well_formed.push(identifier);
+            } else {
+                malformed.push(position);
             }
         }
+        Self {
+            batch,
+            well_formed,
+            malformed,
+        }
     }
-    builder.close();
-    let resolved = Batch {
-        first_offset: batch.offset,
-        identifier_count: batch.len() as u64,
-        runs: builder.runs,
-        unmatched: builder.unmatched,
-        digest_state: digest.state(),
-        directory_epoch,
-    };
-    Ok((resolved, builder.rejected))
+
+    /// What comes of it, given what each well-formed identifier leads to at an epoch.
+    fn resolution(self, digest: &[u8], epoch: i64, matches: Vec<Match>) -> Resolution {
+        let batch = self.batch;
+        let mut malformed = self.malformed.into_iter().peekable();
+        let mut matches = matches.into_iter();
+        let mut builder = Builder::default();
+        for (position, (effect, kind)) in (batch.offset..).zip(batch.kinds()) {
+            if malformed.next_if_eq(&position).is_some() {
+                builder.reject(position, Reason::Invalid);
+                continue;
+            }
+            let matched = matches.next();
+            match matched.expect("one match for each well-formed identifier") {
+                Match::User(user) => builder.push(effect, kind, user),
+                Match::Unknown => builder.reject(position, Reason::Unknown),
+                Match::DeviceOfIdentifiedUser(_) => {
+                    builder.reject(position, Reason::DeviceOfIdentifiedUser);
+                }
+            }
+        }
+        builder.close();
+        Resolution {
+            batch: Batch {
+                first_offset: batch.offset,
+                identifier_count: batch.len() as u64,
+                runs: builder.runs,
+                unmatched: builder.unmatched,
+                digest_state: digest.to_vec(),
+                directory_epoch: epoch,
+            },
+            rejected: builder.rejected,
+        }
+    }
 }
 
 /// Gathers the users of consecutive identifiers of one effect and class into runs.
@@ -210,48 +262,64 @@ impl Builder {
     }
 }
 
-/// Most batches that are staged in one transaction.
-const MAX_GROUP: usize = 8;
-
-/// Batches that are being staged together, in a transaction that has begun.
+/// Batches that follow each other, to be staged in one transaction.
 #[derive(Debug)]
 pub(crate) struct Group {
-    tx: Tx,
-    batches: Vec<Batch>,
-    /// The batches that hold identifiers to be rejected, with these.
-    rejected: Vec<(Changes, Vec<(u64, Reason)>)>,
+    batches: Vec<Resolved>,
+    /// That of the import up to their end.
     digest: ImportDigest,
-    next_offset: u64,
+}
+
+/// A batch that was matched before the transaction that stages it has begun, so that the one is done
+/// while the transaction before that one is still written to disk.
+#[derive(Debug)]
+struct Resolved {
+    changes: Changes,
+    /// State of the digest of the import at its end.
+    digest: Vec<u8>,
+    /// What it comes to at some moment; `None` if the directory is not in memory.
+    seen: Option<(Moment, Resolution)>,
 }
 
 impl Group {
-    /// Whether it is to be staged without waiting for more.
-    pub(crate) fn is_full(&self) -> bool {
-        self.batches.len() >= MAX_GROUP
+    /// Matches batches against the directory in memory. `digest` is that of the import up to the
+    /// first of them.
+    pub(crate) fn resolve(
+        identities: &Identities,
+        workspace: WorkspaceId,
+        batches: Vec<Changes>,
+        mut digest: ImportDigest,
+    ) -> Self {
+        let resolved = batches.into_iter().map(|changes| {
+            digest = changes.digest(std::mem::take(&mut digest));
+            let state = digest.state();
+            let sought = Sought::of(&changes);
+            let seen = identities.glance(workspace, |snapshot| {
+                (snapshot.moment(), snapshot.matches(&sought.well_formed))
+            });
+            let seen = seen.map(|(moment, matches)| {
+                (moment, sought.resolution(&state, moment.epoch(), matches))
+            });
+            Resolved {
+                changes,
+                digest: state,
+                seen,
+            }
+        });
+        Self {
+            batches: resolved.collect(),
+            digest,
+        }
     }
 
-    /// Whether this batch comes next; otherwise the group has to be staged first, to tell what is
-    /// wrong with it.
-    pub(crate) fn is_continued_by(&self, batch: &Changes) -> bool {
-        batch.offset == self.next_offset
+    /// The offset after it, and the digest of the import up to there.
+    pub(crate) fn end(&self) -> (u64, &ImportDigest) {
+        let last = self.batches.last().expect("nobody stages nothing");
+        (last.changes.end(), &self.digest)
     }
 }
 
 impl Ingest {
-    /// Begins a group of batches.
-    pub(crate) async fn group(&self, writer: &Writer) -> Result<Group> {
-        Ok(Group {
-            tx: self
-                .store
-                .begin_in("stage_batches", writer.workspace)
-                .await?,
-            batches: Vec::new(),
-            rejected: Vec::new(),
-            digest: writer.digest.clone(),
-            next_offset: writer.next_offset,
-        })
-    }
-
     /// Whether the next batch is new. If it was acknowledged before, the answer is that it still is.
     pub(crate) async fn is_new(&self, writer: &Writer, batch: &Changes) -> Result<bool> {
         batch.check(writer.mode)?;
@@ -268,70 +336,56 @@ impl Ingest {
         Ok(true)
     }
 
-    /// Adds the batch that comes next, and has been checked, to a group.
-    pub(crate) async fn add(
-        &self,
-        writer: &Writer,
-        group: &mut Group,
-        batch: Changes,
-    ) -> Result<()> {
-        let digest = batch.digest(group.digest.clone());
-        let (identities, tx) = (&self.identities, &mut group.tx);
-        let (resolved, rejected) =
-            resolve(identities, tx, writer.workspace, &batch, &digest).await?;
-        group.digest = digest;
-        group.next_offset += resolved.identifier_count;
-        group.batches.push(resolved);
-        if !rejected.is_empty() {
-            group.rejected.push((batch, rejected));
-        }
-        Ok(())
-    }
-
     /// Makes a group durable; returns the offset after each of its batches.
     pub(crate) async fn stage(
         &self,
         caller: &Caller,
-        writer: &mut Writer,
+        workspace: WorkspaceId,
+        import_id: &str,
+        fence: i64,
         group: Group,
     ) -> Result<Vec<u64>> {
-        let (mut tx, batches) = (group.tx, group.batches);
-        if batches.is_empty() {
-            return Ok(Vec::new());
-        }
-        let (workspace, import_id) = (writer.workspace, writer.import_id.as_str());
-        let expiry = self.settings.import_expiry;
-        if !imports::stage(
-            &mut tx,
-            workspace,
-            import_id,
-            writer.fence,
-            &batches,
-            expiry,
-        )
-        .await?
+        let mut tx = self.store.begin_in("stage_batches", workspace).await?;
+        // Read now that the batches have arrived: every user there was before must have been seen.
+        let position = feed::position(&mut tx, workspace).await?;
+        let (mut batches, mut rejections) = (Vec::new(), Vec::new());
+        let mut ends = Vec::new();
+        for Resolved {
+            changes,
+            digest,
+            seen,
+        } in group.batches
         {
+            let resolution = match seen {
+                Some((moment, resolution)) if moment.includes(position) => resolution,
+                Some(_) | None => {
+                    resolve(&self.identities, &mut tx, workspace, &changes, &digest).await?
+                }
+            };
+            ends.push(changes.end());
+            batches.push(resolution.batch);
+            if !resolution.rejected.is_empty() {
+                rejections.push((changes, resolution.rejected));
+            }
+        }
+        let expiry = self.settings.import_expiry;
+        if !imports::stage(&mut tx, workspace, import_id, fence, &batches, expiry).await? {
             let import = imports::lock(&mut tx, workspace, import_id).await?;
             return Err(match import.state {
                 State::Open => fenced(),
                 _ => finished(&import),
             });
         }
-        for (batch, rejected) in &group.rejected {
-            let rejections = batch.rejections(rejected);
-            rejected::insert(&mut tx, workspace, import_id, batch.offset, &rejections).await?;
+        for (changes, rejected) in &rejections {
+            let rejections = changes.rejections(rejected);
+            rejected::insert(&mut tx, workspace, import_id, changes.offset, &rejections).await?;
         }
         // A revoked credential gets no acknowledgement, however long the batches took.
         if !credentials::is_active(&mut tx, caller.credential).await? {
             return Err(credential_invalid());
         }
         tx.commit().await?;
-        writer.digest = group.digest;
-        writer.next_offset = group.next_offset;
-        let ends = batches.iter();
-        Ok(ends
-            .map(|batch| batch.first_offset + batch.identifier_count)
-            .collect())
+        Ok(ends)
     }
 
     /// Accepts a batch that was staged before only if it is the same one.

@@ -1,7 +1,7 @@
 //! The cohort-ingest server.
 //!
 //! It receives cohorts through the import protocol and keeps their names and imports. Read
-//! [`session`] for the protocol as a stream, [`batch`] for how identifiers become users,
+//! [`session`] for the protocol as a stream, [`upload`] for how its batches are taken, [`batch`] for how identifiers become users,
 //! [`publish`] for the one place where a cohort changes; `api` and `wire` are the only modules that
 //! know protobuf.
 
@@ -13,6 +13,7 @@ mod imports;
 mod open;
 mod publish;
 mod session;
+mod upload;
 mod wire;
 
 use std::time::Duration;

@@ -106,12 +106,13 @@ impl Ingest {
         entry.name(&mut tx, caller.by(), &cohort).await?;
         let digest = batch.digest(ImportDigest::default());
         let identities = &self.identities;
-        let (resolved, rejected) = resolve(identities, &mut tx, workspace, batch, &digest).await?;
-        import.next_offset = resolved.identifier_count;
+        let state = digest.state();
+        let resolution = resolve(identities, &mut tx, workspace, batch, &state).await?;
+        import.next_offset = batch.end();
         check_content(commit, import.next_offset, &digest.finish())?;
-        let rejections = batch.rejections(&rejected);
+        let rejections = batch.rejections(&resolution.rejected);
         rejected::insert(&mut tx, workspace, new.id, 0, &rejections).await?;
-        let source = Source::AtOnce(resolved);
+        let source = Source::AtOnce(resolution.batch);
         let outcome = self.publish(tx, caller, workspace, &import, commit, source);
         Ok(Some(outcome.await?))
     }

@@ -3,18 +3,25 @@
 //! Only a commit publishes. The end of the stream says nothing, because a cancelled stream looks
 //! like one that ended cleanly.
 
-use std::{collections::VecDeque, pin::pin, time::Duration};
+use std::{pin::pin, time::Duration};
 
-use futures::{FutureExt as _, Stream, StreamExt as _};
+use futures::{Stream, StreamExt as _};
 use muster_domain::{
     error::{Error, Kind, Result},
     import::{ImportDigest, Mode, Summary},
 };
-use muster_service::{Admission, Caller};
+use muster_service::{Admission, Caller, shutting_down};
 use muster_storage::{Timestamp, WorkspaceId};
 use tokio::{sync::mpsc, time::timeout};
 
-use crate::{Ingest, batch::Changes, gate, open::Entry, publish::Outcome};
+use crate::{
+    Ingest,
+    batch::Changes,
+    gate,
+    open::Entry,
+    publish::Outcome,
+    upload::{Last, Upload},
+};
 
 /// What a client says.
 #[derive(Debug)]
@@ -146,62 +153,36 @@ async fn converse<S: Stream<Item = Result<Message>>>(
         complete: writer.complete,
     };
     client.send(opened).await?;
-    let mut ahead = VecDeque::from(ahead);
-    loop {
-        let message = match ahead.pop_front() {
-            Some(message) => Some(message),
-            None => client.next().await?,
-        };
-        match message {
-            None => return Ok(()),
-            Some(Message::Open(_)) => {
-                return Err(Error::field(
-                    "open",
-                    "must be sent once, as the first message",
-                ));
-            }
-            Some(Message::Batch(batch)) => {
-                let is_new = client.unless_ended(ingest.is_new(&writer, &batch)).await?;
-                if !is_new {
-                    let next_offset = writer.next_offset;
-                    client.send(Reply::Acked { next_offset }).await?;
-                    continue;
-                }
-                match client.stage(&mut writer, batch, &mut ahead).await? {
-                    After::Nothing => {}
-                    After::Message(message) => ahead.push_front(message),
-                    After::End => return Ok(()),
-                }
-            }
-            Some(Message::Commit(commit)) => {
-                let outcome = ingest.commit(caller, &writer, &commit).await?;
-                return client.send(outcome.into()).await;
-            }
+    let mut upload = Upload {
+        client,
+        ahead: ahead.into_iter().map(|message| Ok(Some(message))).collect(),
+        staging: None,
+    };
+    let taken = upload.take_batches(&mut writer).await;
+    // They were sent before what comes next, also if that is wrong.
+    upload.settle(&mut writer).await?;
+    match taken? {
+        Last::End => Ok(()),
+        Last::Commit(commit) => {
+            let outcome = ingest.commit(caller, &writer, &commit).await?;
+            upload.client.send(outcome.into()).await
         }
     }
 }
 
-/// What has arrived after some batches.
-enum After {
-    Nothing,
-    Message(Message),
-    /// The end of the client's half.
-    End,
-}
-
 /// Both halves of the stream, cut short when the client goes away, or neither says nor reads
 /// anything for too long, when its credential is revoked, or when the server shuts down.
-struct Conversation<'a, S> {
-    ingest: &'a Ingest,
-    caller: &'a Caller,
-    admission: &'a Admission,
-    messages: std::pin::Pin<&'a mut S>,
+pub(crate) struct Conversation<'a, S> {
+    pub(crate) ingest: &'a Ingest,
+    pub(crate) caller: &'a Caller,
+    pub(crate) admission: &'a Admission,
+    pub(crate) messages: std::pin::Pin<&'a mut S>,
     replies: &'a Replies,
 }
 
 impl<S: Stream<Item = Result<Message>>> Conversation<'_, S> {
     /// What the client says next; `None` at the end of its half.
-    async fn next(&mut self) -> Result<Option<Message>> {
+    pub(crate) async fn next(&mut self) -> Result<Option<Message>> {
         let (messages, replies) = (&mut self.messages, self.replies);
         let next = async {
             tokio::select! {
@@ -210,48 +191,6 @@ impl<S: Stream<Item = Result<Message>>> Conversation<'_, S> {
             }
         };
         watched(self.ingest, self.admission, next).await?
-    }
-
-    /// Stages a batch together with those after it that have arrived, and acknowledges each. What
-    /// comes after them and has arrived, too, is returned.
-    async fn stage(
-        &mut self,
-        writer: &mut Writer,
-        first: Changes,
-        ahead: &mut VecDeque<Message>,
-    ) -> Result<After> {
-        let (ingest, caller) = (self.ingest, self.caller);
-        let mut group = self.unless_ended(ingest.group(writer)).await?;
-        let mut next = first;
-        let after = loop {
-            if let Err(error) = next.check(writer.mode) {
-                break Err(error);
-            }
-            self.unless_ended(ingest.add(writer, &mut group, next))
-                .await?;
-            if group.is_full() {
-                break Ok(After::Nothing);
-            }
-            let arrived = match ahead.pop_front() {
-                Some(message) => Some(Some(Ok(message))),
-                None => self.messages.next().now_or_never(),
-            };
-            match arrived {
-                None => break Ok(After::Nothing),
-                Some(None) => break Ok(After::End),
-                Some(Some(Err(error))) => break Err(error),
-                Some(Some(Ok(Message::Batch(batch)))) if group.is_continued_by(&batch) => {
-                    next = batch;
-                }
-                Some(Some(Ok(message))) => break Ok(After::Message(message)),
-            }
-        };
-        // Also if what came after them is wrong: they were sent before it.
-        let staged = ingest.stage(caller, writer, group);
-        for next_offset in self.unless_ended(staged).await? {
-            self.send(Reply::Acked { next_offset }).await?;
-        }
-        after
     }
 
     /// Works for as long as the client is there; what is not committed by then is rolled back.
@@ -266,7 +205,7 @@ impl<S: Stream<Item = Result<Message>>> Conversation<'_, S> {
     /// Answers, waiting for a slow reader; memory holds a bounded number of answers. Nothing is
     /// acknowledged unless the credential was accepted a moment ago, however long the work took and
     /// whatever has become of the database.
-    async fn send(&self, reply: Reply) -> Result<()> {
+    pub(crate) async fn send(&self, reply: Reply) -> Result<()> {
         // What was published was so while the credential was held; the client should hear of it.
         if !matches!(reply, Reply::Committed(_)) {
             self.admission.confirmed().await?;
@@ -274,14 +213,6 @@ impl<S: Stream<Item = Result<Message>>> Conversation<'_, S> {
         let send = self.replies.send(Ok(reply));
         let sent = watched(self.ingest, self.admission, send);
         sent.await?.map_err(|_| gone())
-    }
-
-    /// Does work that is undone by being dropped, as long as the caller is admitted.
-    async fn unless_ended<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
-        tokio::select! {
-            done = work => done,
-            error = self.admission.ended() => Err(error),
-        }
     }
 }
 
@@ -294,7 +225,18 @@ async fn watched<T>(
     tokio::select! {
         done = timeout(ingest.settings.idle_timeout, work) => done.map_err(|_| idle()),
         error = admission.ended() => Err(error),
-        () = ingest.shutdown.cancelled() => Err(shutting_down()),
+        () = ingest.shutdown.cancelled() => Err(shutting_down("the import can be resumed")),
+    }
+}
+
+/// Does work that is undone by being dropped, as long as the caller is admitted.
+pub(crate) async fn unless_ended<T>(
+    admission: &Admission,
+    work: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    tokio::select! {
+        done = work => done,
+        error = admission.ended() => Err(error),
     }
 }
 
@@ -308,13 +250,4 @@ fn idle() -> Error {
         "STREAM_IDLE",
         "the client was silent for too long; the import can be resumed",
     )
-}
-
-fn shutting_down() -> Error {
-    Error::new(
-        Kind::Unavailable,
-        "SHUTTING_DOWN",
-        "the server is shutting down; the import can be resumed",
-    )
-    .retry_after(Duration::from_secs(1))
 }

@@ -11,6 +11,7 @@ use crate::initialize::initialize;
 use crate::layout::Layout;
 use crate::leftovers;
 use crate::log::says_no_space;
+use crate::memory::shared_buffers;
 use crate::postmaster::Postmaster;
 use crate::programs::Programs;
 use crate::stop::StopRequests;
@@ -34,7 +35,6 @@ const TRACES: [&str; 2] = [
 /// Over these come the caller's settings.
 const DEFAULTS: &[(&str, &str)] = &[
     ("max_connections", "200"),
-    ("shared_buffers", "256MB"),
     ("wal_compression", "on"),
     // Muster's statements are many and short; compiling them costs more than it saves.
     ("jit", "off"),
@@ -86,6 +86,7 @@ impl Launch {
             .chain(defaults)
             .map(|&(name, value)| (name.into(), value.into()))
             .collect();
+        settings.push(("shared_buffers".into(), shared_buffers()));
         settings.extend(config.settings);
         settings.extend(private_settings(&layout));
         Ok(Self {

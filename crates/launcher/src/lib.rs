@@ -34,6 +34,7 @@ mod launch;
 mod layout;
 mod leftovers;
 mod log;
+mod memory;
 mod postmaster;
 mod programs;
 mod stop;

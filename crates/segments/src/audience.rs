@@ -8,6 +8,7 @@ use muster_domain::{
 };
 use muster_identity::Identities;
 use muster_service::{
+    compute,
     outlet::{self, Limits, Messages, Outlet},
     page,
 };
@@ -17,7 +18,7 @@ use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use crate::{
-    records::{Record, Records, View},
+    records::{Batch, Records, View},
     resolutions::Described,
 };
 
@@ -137,7 +138,7 @@ pub(crate) enum AudienceMessage {
         partition_user_count: u64,
     },
     Batch {
-        records: Vec<Record>,
+        users: Batch,
         resume_token: String,
     },
     End {
@@ -170,7 +171,7 @@ pub(crate) async fn stream(
 ) -> Result<Messages<AudienceMessage>> {
     let pinned = Arc::new(wanted.users);
     let (users, partition) = (Arc::clone(&pinned), wanted.partition);
-    let cut = tokio::task::spawn_blocking(move || {
+    let cut = compute(move || {
         // All of it needs no copy.
         let part = match partition {
             Partition::WHOLE => users,
@@ -179,7 +180,7 @@ pub(crate) async fn stream(
         let digest = digest(&part);
         (part, digest)
     });
-    let (part, digest) = cut.await.map_err(Error::internal)?;
+    let (part, digest) = cut.await?;
     let id = wanted.resolution.resolution.id;
     let rank = resume_rank(&wanted.resume_token, id, partition, part.len())?;
     let passed = part.min().unwrap_or(0)..select(&part, rank).unwrap_or(u32::MAX);
@@ -238,7 +239,8 @@ impl Production {
                 break;
             }
             let room = outlet.room().await?;
-            let records = self.records.read(&users).await?;
+            let batch = self.records.read(&users).await?;
+            let records = &batch.records;
             users.drain(..records.len());
             self.rank += records.len() as u64;
             let withheld = records.iter().filter(|record| record.withheld.is_some());
@@ -250,7 +252,7 @@ impl Production {
                 rank: self.rank,
             };
             let batch = AudienceMessage::Batch {
-                records,
+                users: batch,
                 resume_token: page::encode(&token),
             };
             room.send(batch).await?;

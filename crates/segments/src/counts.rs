@@ -9,6 +9,7 @@ use muster_domain::{
     error::{Error, FieldContext as _, Result},
     filter::{ExpandedFilter, SavedFilter, WrittenFilter},
 };
+use muster_service::compute;
 use muster_storage::{
     Store, WorkspaceId, audience,
     resolutions::CohortRead,
@@ -71,14 +72,14 @@ impl Turns {
         let stored = read(&mut tx, workspace, &cohorts).await?;
         tx.commit().await?;
         let directory = Arc::clone(&directory);
-        let counted = tokio::task::spawn_blocking(move || {
+        let counted = compute(move || {
             let (members, live) = (Members::of(&directory, stored), directory.live());
             let users = expanded
                 .iter()
                 .map(|filter| Ok(members.apply(filter, &live)?.len()));
             Ok::<_, Error>((users.collect::<Result<Vec<u64>>>()?, live.len()))
         });
-        let (users, live_users) = counted.await.map_err(Error::internal)??;
+        let (users, live_users) = counted.await??;
         Ok(Counted {
             filters: saved.into_iter().zip(users).collect(),
             names,

@@ -7,17 +7,20 @@
 use std::sync::Arc;
 
 use muster_domain::{
-    error::{Error, Result},
+    error::Result,
     user_set::{Standing, Tombstones, UserSet},
 };
 use muster_identity::Identities;
-use muster_service::outlet::{self, Limits, Messages, Outlet};
+use muster_service::{
+    compute,
+    outlet::{self, Limits, Messages, Outlet},
+};
 use muster_storage::{Role, WorkspaceId};
 use uuid::Uuid;
 
 use crate::{
     audience::BATCH_RECORDS,
-    records::{Record, Records, View},
+    records::{Batch, Records, View},
     resolutions,
 };
 
@@ -38,7 +41,7 @@ pub(crate) enum DiffMessage {
     },
     Batch {
         side: Side,
-        records: Vec<Record>,
+        users: Batch,
     },
     End,
 }
@@ -61,13 +64,13 @@ pub(crate) async fn stream(
         .directory_snapshot("diff_resolutions", workspace)
         .await?;
     tx.commit().await?;
-    let compared = tokio::task::spawn_blocking(move || {
+    let compared = compute(move || {
         let base = people(&base, &directory.tombstones);
         let target = people(&target, &directory.tombstones);
         let stayed = base.intersection_len(&target);
         (&base - &target, &target - &base, stayed)
     });
-    let (left, entered, stayed) = compared.await.map_err(Error::internal)?;
+    let (left, entered, stayed) = compared.await?;
     Ok(outlet::stream(limits, move |outlet| {
         let header = DiffMessage::Header {
             entered: entered.len(),
@@ -109,9 +112,9 @@ async fn send(
             return Ok(());
         }
         let room = outlet.room().await?;
-        let records = records.read(&batch).await?;
-        batch.drain(..records.len());
-        room.send(DiffMessage::Batch { side, records }).await?;
+        let users = records.read(&batch).await?;
+        batch.drain(..users.records.len());
+        room.send(DiffMessage::Batch { side, users }).await?;
     }
 }
 

@@ -14,7 +14,7 @@ use muster_domain::{
     filter::{ExpandedFilter, Filter, SavedFilter, SegmentRef, WrittenFilter},
     user_set::UserSet,
 };
-use muster_service::ConsistencyToken;
+use muster_service::{ConsistencyToken, compute};
 use muster_storage::{
     Connection, Store, Timestamp, Tx, WorkspaceId, audience,
     directory::Directory,
@@ -185,13 +185,12 @@ impl Plan {
         self.tx.commit().await?;
         let (directory, filter) = (Arc::clone(&self.directory), self.filter);
         // Millions of users are milliseconds of pure computation.
-        let evaluated = tokio::task::spawn_blocking(move || {
-            Members::of(&directory, stored).apply(&filter, &directory.live())
-        });
+        let evaluated =
+            compute(move || Members::of(&directory, stored).apply(&filter, &directory.live()));
         Ok(Evaluated {
             segment: self.segment,
             filter_text,
-            users: evaluated.await.map_err(Error::internal)??,
+            users: evaluated.await??,
             directory_epoch: self.directory.epoch,
             cohorts: self.cohorts,
         })

@@ -15,8 +15,12 @@ use muster_domain::{
     identifier::IdentifierKind,
     user_set::{Standing, Tombstones, UserSet},
 };
-use muster_identity::{Entry, Identities, Snapshot};
-use muster_storage::{WorkspaceId, audience, directory::Directory};
+use muster_identity::{Entry, Identities, Moment, Snapshot};
+use muster_storage::{
+    WorkspaceId, audience,
+    directory::{Directory, feed::Position},
+};
+use tokio::time::{Duration, Instant};
 
 /// Records read at once take no more than about this many bytes, and neither does a message: stock
 /// gRPC clients accept 4 MiB.
@@ -30,13 +34,28 @@ pub(crate) enum View {
     Full,
 }
 
+/// Some users of an audience.
+#[derive(Debug, Default)]
+pub(crate) struct Batch {
+    pub(crate) records: Vec<Record>,
+    /// Their external ids, one after the other.
+    external_ids: String,
+}
+
+impl Batch {
+    /// The external id of a user of the batch; empty for an anonymous one.
+    pub(crate) fn external_id(&self, record: &Record) -> &str {
+        &self.external_ids[record.external_id.clone()]
+    }
+}
+
 /// One user of an audience.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Record {
     /// The pinned number.
     pub(crate) user_no: u32,
-    /// Empty for an anonymous user.
-    pub(crate) external_id: String,
+    /// Where the external id stands among those of the batch.
+    external_id: Range<usize>,
     /// Label and name.
     pub(crate) aliases: Vec<(String, String)>,
     pub(crate) device_ids: Vec<String>,
@@ -144,8 +163,8 @@ pub(crate) struct Records {
     view: View,
     /// All users that come out, in this stream or beside it.
     pinned: Arc<UserSet>,
-    /// Epoch of the directory that `fates` is right for.
-    epoch: Option<i64>,
+    /// When the directory was asked last how far it is, and the answer, which `fates` is right for.
+    asked: Option<(Instant, Moment)>,
     fates: HashMap<u32, Fate>,
     past: Past,
 }
@@ -164,7 +183,7 @@ impl Records {
             workspace,
             view,
             pinned,
-            epoch: None,
+            asked: None,
             fates: HashMap::new(),
             past: Past {
                 passed,
@@ -178,19 +197,36 @@ impl Records {
     ///
     /// # Errors
     /// If the database fails.
-    pub(crate) async fn read(&mut self, users: &[u32]) -> Result<Vec<Record>> {
-        let records = match self.read_held(users).await? {
-            Some(records) => records,
+    pub(crate) async fn read(&mut self, users: &[u32]) -> Result<Batch> {
+        let batch = match self.read_held(users).await? {
+            Some(batch) => batch,
             None => self.read_stored(users).await?,
         };
-        records.iter().for_each(|record| self.past.made(record));
-        Ok(records)
+        batch
+            .records
+            .iter()
+            .for_each(|record| self.past.made(record));
+        Ok(batch)
     }
 
     /// From the directory in memory, if it is there.
-    async fn read_held(&mut self, users: &[u32]) -> Result<Option<Vec<Record>>> {
+    async fn read_held(&mut self, users: &[u32]) -> Result<Option<Batch>> {
         /// Tries, since others may bring the directory in memory further meanwhile.
         const TRIES: usize = 3;
+        /// Batches made within this time are of one moment, as if they had been made together: far
+        /// less than what is on its way to a client anyway.
+        const TOGETHER: Duration = Duration::from_millis(5);
+        if let Some((at, moment)) = self.asked
+            && at.elapsed() < TOGETHER
+        {
+            let look = |held: &Snapshot<'_>| {
+                let same = held.moment() == moment;
+                same.then(|| self.print(held, users))
+            };
+            if let Some(Some(batch)) = self.identities.glance(self.workspace, look) {
+                return batch;
+            }
+        }
         let identities = self.identities.clone();
         let store = identities.store();
         let mut conn = store.read_in("read_held", self.workspace).await?;
@@ -199,16 +235,15 @@ impl Records {
             let Some(position) = directory.position() else {
                 break;
             };
-            self.decide_fates(&directory);
+            let moment = self.decide_fates(&directory, position);
             // What became of the users and what is known of them must be of one moment.
-            let look = |held: &Snapshot<'_>| {
-                (held.epoch() == directory.epoch).then(|| self.print(held, users))
-            };
+            let look =
+                |held: &Snapshot<'_>| (held.moment() == moment).then(|| self.print(held, users));
             let looked = identities.look(&mut conn, self.workspace, position, look);
             match looked.await? {
                 None => break,
                 Some(None) => {}
-                Some(Some(records)) => return records,
+                Some(Some(batch)) => return batch,
             }
         }
         Ok(None)
@@ -216,8 +251,13 @@ impl Records {
 
     /// The records of the first ones of some users, as many as fit a message, at least one. `None`
     /// if one of them has no identifiers: Postgres then tells whether that can be.
-    fn print(&self, held: &Snapshot<'_>, users: &[u32]) -> Result<Option<Vec<Record>>> {
-        let mut records = Vec::with_capacity(users.len());
+    fn print(&self, held: &Snapshot<'_>, users: &[u32]) -> Result<Option<Batch>> {
+        /// The ids of most are shorter.
+        const ROOM_FOR_AN_ID: usize = 32;
+        let mut batch = Batch {
+            records: Vec::with_capacity(users.len()),
+            external_ids: String::with_capacity(users.len() * ROOM_FOR_AN_ID),
+        };
         let mut bytes = 0;
         for &user in users {
             let mut record = self.begin(user);
@@ -226,37 +266,41 @@ impl Records {
                 let Some(identifiers) = held.identifiers(printed) else {
                     return Ok(None);
                 };
-                bytes += self.fill(&mut record, identifiers)?;
-                if bytes > READ_BYTES && !records.is_empty() {
+                bytes += self.fill(&mut record, &mut batch.external_ids, identifiers)?;
+                if bytes > READ_BYTES && !batch.records.is_empty() {
                     break;
                 }
             }
-            records.push(record);
+            batch.records.push(record);
         }
-        Ok(Some(records))
+        Ok(Some(batch))
     }
 
-    /// Writes the identifiers that the view asks for into a record; returns their size in bytes.
+    /// Writes the identifiers that the view asks for into a record and what it stands in; returns
+    /// their size in bytes.
     fn fill<'a>(
         &self,
         record: &mut Record,
+        external_ids: &mut String,
         identifiers: impl Iterator<Item = Entry<'a>>,
     ) -> Result<usize> {
-        let text = |bytes: &[u8]| {
-            let text = str::from_utf8(bytes).map_err(Error::internal)?;
-            Ok::<_, Error>(text.to_owned())
-        };
+        let text = |bytes: &'a [u8]| str::from_utf8(bytes).map_err(Error::internal);
         let mut bytes = 0;
         for entry in identifiers {
             let (label, id) = entry.parts();
             match entry.kind() {
-                IdentifierKind::ExternalId if entry.is_printed() => record.external_id = text(id)?,
+                IdentifierKind::ExternalId if entry.is_printed() => {
+                    record.external_id = append(external_ids, text(id)?);
+                }
                 // The first one, if there is one, is what this view asks for.
                 _ if self.view == View::ExternalId => break,
                 // Another external id, of somebody merged into this user.
                 IdentifierKind::ExternalId => continue,
-                IdentifierKind::Alias => record.aliases.push((text(label)?, text(id)?)),
-                IdentifierKind::DeviceId => record.device_ids.push(text(id)?),
+                IdentifierKind::Alias => {
+                    let alias = (text(label)?.to_owned(), text(id)?.to_owned());
+                    record.aliases.push(alias);
+                }
+                IdentifierKind::DeviceId => record.device_ids.push(text(id)?.to_owned()),
             }
             bytes += label.len() + id.len();
         }
@@ -264,13 +308,15 @@ impl Records {
     }
 
     /// From Postgres.
-    async fn read_stored(&mut self, users: &[u32]) -> Result<Vec<Record>> {
+    async fn read_stored(&mut self, users: &[u32]) -> Result<Batch> {
         // What became of the users and what is known of them must be of one moment: a user who is
         // merged in between would come out with nothing and without a reason.
         let name = "audience_batch";
         let store = self.identities.store();
         let (mut tx, directory) = store.directory_snapshot(name, self.workspace).await?;
-        self.decide_fates(&directory);
+        if let Some(position) = directory.position() {
+            self.decide_fates(&directory, position);
+        }
         let mut records: Vec<Record> = users.iter().map(|&user| self.begin(user)).collect();
         let printed: Vec<u32> = records
             .iter()
@@ -297,13 +343,14 @@ impl Records {
             }
         }
         tx.commit().await?;
+        let mut texts = String::new();
         if self.view != View::UserNo {
             for (user, &place) in printed.iter().zip(&places) {
                 let found = external_ids.remove(user).ok_or_else(|| {
                     Error::internal(format!("user {user} is live but not in the directory"))
                 })?;
                 if let Some(record) = records.get_mut(place) {
-                    record.external_id = found.unwrap_or_default();
+                    record.external_id = append(&mut texts, &found.unwrap_or_default());
                 }
             }
         }
@@ -315,14 +362,19 @@ impl Records {
                 IdentifierKind::ExternalId => {}
             }
         }
-        Ok(records)
+        Ok(Batch {
+            records,
+            external_ids: texts,
+        })
     }
 
-    fn decide_fates(&mut self, directory: &Directory) {
-        if self.epoch != Some(directory.epoch) {
+    fn decide_fates(&mut self, directory: &Directory, position: Position) -> Moment {
+        let moment = Moment::at(position);
+        if self.asked.is_none_or(|(_, before)| before != moment) {
             self.fates = fates(&self.pinned, &directory.tombstones, &self.past);
-            self.epoch = Some(directory.epoch);
         }
+        self.asked = Some((Instant::now(), moment));
+        moment
     }
 
     fn begin(&self, user_no: u32) -> Record {
@@ -344,6 +396,13 @@ impl Records {
             _ => user,
         }
     }
+}
+
+/// Adds a text; returns where it stands.
+fn append(texts: &mut String, text: &str) -> Range<usize> {
+    let begin = texts.len();
+    texts.push_str(text);
+    begin..texts.len()
 }
 
 #[cfg(test)]

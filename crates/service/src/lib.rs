@@ -20,6 +20,7 @@
 pub mod admission;
 pub mod authorization;
 pub mod caller;
+pub mod computation;
 pub mod consistency;
 mod edge;
 pub mod once;
@@ -32,6 +33,7 @@ pub mod wire;
 
 pub use admission::Admission;
 pub use caller::{Caller, admitted};
+pub use computation::{compute, shutting_down};
 pub use consistency::ConsistencyToken;
 pub use once::{Once, answered, once};
 pub use page::Page;

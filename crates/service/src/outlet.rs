@@ -21,7 +21,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{Admission, Caller};
+use crate::{Admission, Caller, shutting_down};
 
 /// Messages made, or in the making, before the client has taken the one on its way.
 const AHEAD: usize = 1;
@@ -201,11 +201,7 @@ fn forget<T>(queue: &Weak<Queue<T>>) {
 async fn met(shutdown: &CancellationToken, admission: &Admission, remedy: &str) -> Error {
     tokio::select! {
         biased;
-        () = shutdown.cancelled() => {
-            let message = format!("the server is shutting down; {remedy}");
-            Error::new(Kind::Unavailable, "SHUTTING_DOWN", message)
-                .retry_after(Duration::from_secs(1))
-        }
+        () = shutdown.cancelled() => shutting_down(remedy),
         error = admission.ended() => error,
     }
 }

@@ -125,9 +125,12 @@ pub async fn publish(
     )
     .execute(&mut *conn)
     .await?;
-    // Written when the deltas weigh half as much as the set, so that reading a cohort costs at most
-    // about half more than the set itself and writing it is amortised.
-    if head.delta_bytes > MIN_DELTA_BYTES.max(head.checkpoint_bytes / 2) {
+    // Written when what there is to read weighs half more than the set, so that reading a cohort costs
+    // little more than the set itself, and writing it is amortised. The first version of a cohort is
+    // its own checkpoint.
+    let set_bytes = int(publication.members.serialized_size());
+    let read_bytes = head.checkpoint_bytes + head.delta_bytes;
+    if head.delta_bytes > MIN_DELTA_BYTES && read_bytes > set_bytes + set_bytes / 2 {
         checkpoint(conn, workspace, cohort, head.version, &publication.members).await?;
     }
     Ok(head.version)

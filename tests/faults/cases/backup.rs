@@ -271,7 +271,7 @@ async fn trickle(shop: Shop, open: Open, stop: Arc<AtomicBool>) {
             offset,
             changes: vec![ingest::CohortChange {
                 effect: ingest::ChangeEffect::Add.into(),
-                external_ids: ids.to_vec(),
+                external_ids: ids.iter().collect(),
                 ..Default::default()
             }],
         };

@@ -315,7 +315,7 @@ async fn send_half(shop: &Shop, import_id: &str, ids: &[String]) {
         offset: 0,
         changes: vec![ingest::CohortChange {
             effect: ingest::ChangeEffect::Add.into(),
-            external_ids: ids.to_vec(),
+            external_ids: ids.iter().collect(),
             ..Default::default()
         }],
     };

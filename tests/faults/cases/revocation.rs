@@ -466,7 +466,8 @@ async fn read_audience(
                     if let Some(ready) = ready.take() {
                         let _ = ready.send(());
                     }
-                    let pause = Duration::from_millis(300);
+                    // Slow enough for some of it to be left when a credential expires.
+                    let pause = Duration::from_secs(3);
                     let _ = timeout(pause, over.wait_for(|over| *over)).await;
                     sleep(Duration::from_millis(60)).await;
                 }

@@ -275,6 +275,8 @@ impl Load {
             let cohort = format!("list-{round}-{k}");
             let mut upload = oracle::upload(&cohort, Mode::Replace, &cohort);
             upload.retry.longest_wait = Duration::from_millis(500);
+            // A busy machine takes seconds to start a server.
+            upload.retry.failures = 80;
             let partner = shop.partner();
             load.uploads.spawn(async move {
                 let mut progress = |event| {

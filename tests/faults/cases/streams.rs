@@ -37,6 +37,8 @@ pub(crate) async fn ingest_server_killed(mut plan: Plan) -> Tally {
         let mut upload = oracle::upload("killed", Mode::Replace, &import_id);
         upload.retry.first_wait = Duration::from_millis(20);
         upload.retry.longest_wait = Duration::from_millis(100);
+        // A busy machine takes seconds to start a server.
+        upload.retry.failures = 400;
         let (partner, source) = (muster.shop.partner(), list.source());
         let (tell, mut told) = mpsc::unbounded_channel();
         let running = tokio::spawn(async move {

@@ -206,6 +206,7 @@ mod tests {
         message(Message::Batch(pb::AudienceBatch {
             users: users.collect(),
             resume_token: "t".to_owned(),
+            ..Default::default()
         }))
     }
 

@@ -249,9 +249,9 @@ pub(crate) fn change(
     });
     pb::CohortChange {
         effect: effect.into(),
-        external_ids: external_ids.iter().map(|id| (*id).into()).collect(),
+        external_ids: external_ids.iter().collect(),
         aliases: aliases.collect(),
-        device_ids: device_ids.iter().map(|id| (*id).into()).collect(),
+        device_ids: device_ids.iter().collect(),
     }
 }
 
@@ -263,16 +263,10 @@ pub(crate) fn digest_of(digest: &mut ImportDigest, changes: &[pb::CohortChange])
             pb::ChangeEffect::Remove => Effect::Remove,
             _ => Effect::Add,
         };
-        let ids = change
-            .external_ids
-            .iter()
-            .map(|id| IdentifierRef::external_id(id));
+        let ids = change.external_ids.iter().map(IdentifierRef::external_id);
         let aliases = change.aliases.iter();
         let aliases = aliases.map(|alias| IdentifierRef::alias(&alias.label, &alias.name));
-        let devices = change
-            .device_ids
-            .iter()
-            .map(|id| IdentifierRef::device_id(id));
+        let devices = change.device_ids.iter().map(IdentifierRef::device_id);
         for identifier in ids.chain(aliases).chain(devices) {
             digest.update(effect, identifier);
             count += 1;

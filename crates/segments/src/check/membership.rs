@@ -3,9 +3,10 @@
 use std::collections::HashMap;
 
 use muster_domain::{
-    error::{Error, Result},
+    error::Result,
     user_set::{Standing, Tombstones, UserSet},
 };
+use muster_service::compute;
 use muster_storage::{
     Timestamp,
     rejected::{self, RejectedAdd},
@@ -56,8 +57,8 @@ pub(super) async fn find(
     if let Some(user) = user {
         let directory = std::sync::Arc::clone(&plan.directory);
         // There may be millions of tombstones to go through.
-        let found = tokio::task::spawn_blocking(move || predecessors(&directory.tombstones, user));
-        merged_into_it = found.await.map_err(Error::internal)?;
+        let found = compute(move || predecessors(&directory.tombstones, user));
+        merged_into_it = found.await?;
     }
     let mut memberships = HashMap::new();
     for cohort in plan.cohorts.clone() {

@@ -2,6 +2,7 @@
 
 use muster_domain::{error::Result, filter::SavedFilter};
 use muster_proto::{
+    EncodedMembers,
     segments::v1::{
         self as pb, diff_resolutions_response::Message as Diff,
         resolve_segment_response::Message as Audience,
@@ -16,7 +17,7 @@ use crate::{
     audience::AudienceMessage,
     check::{Answer, How, Membership, Part, State},
     diff::{DiffMessage, Side},
-    records::{Record, Withheld},
+    records::{Batch, Record, Withheld},
     references::Names,
     resolutions,
     segments::{self, etag},
@@ -117,11 +118,12 @@ pub(crate) fn audience_message(
             partition_user_count,
         }),
         AudienceMessage::Batch {
-            records,
+            users,
             resume_token,
         } => Audience::Batch(pb::AudienceBatch {
-            users: records.into_iter().map(member).collect(),
+            encoded: encoded(&users),
             resume_token,
+            ..Default::default()
         }),
         AudienceMessage::End {
             user_count,
@@ -138,18 +140,35 @@ pub(crate) fn audience_message(
     }
 }
 
-fn member(record: Record) -> pb::AudienceMember {
+fn encoded(batch: &Batch) -> EncodedMembers {
+    /// What most users take: a number, an external id, and what is around them.
+    const MEMBER_BYTES: usize = 48;
+    let mut encoded = EncodedMembers::with_capacity(batch.records.len() * MEMBER_BYTES);
+    for record in &batch.records {
+        if record.aliases.is_empty() && record.device_ids.is_empty() && record.withheld.is_none() {
+            encoded.push_plain(record.user_no, batch.external_id(record));
+        } else {
+            encoded.push(&member(batch, record));
+        }
+    }
+    encoded
+}
+
+fn member(batch: &Batch, record: &Record) -> pb::AudienceMember {
     let withheld = match record.withheld {
         None => pb::Withheld::Unspecified,
         Some(Withheld::Erased) => pb::Withheld::Erased,
         Some(Withheld::Merged) => pb::Withheld::Merged,
     };
-    let aliases = record.aliases.into_iter();
+    let aliases = record.aliases.iter().map(|(label, name)| Alias {
+        label: label.clone(),
+        name: name.clone(),
+    });
     pb::AudienceMember {
         user_no: record.user_no,
-        external_id: record.external_id,
-        aliases: aliases.map(|(label, name)| Alias { label, name }).collect(),
-        device_ids: record.device_ids,
+        external_id: batch.external_id(record).to_owned(),
+        aliases: aliases.collect(),
+        device_ids: record.device_ids.clone(),
         withheld: withheld.into(),
     }
 }
@@ -166,14 +185,18 @@ pub(crate) fn diff_message(message: DiffMessage) -> pb::DiffResolutionsResponse 
             left_count: left,
             stayed_count: stayed,
         }),
-        DiffMessage::Batch { side, records } => {
+        DiffMessage::Batch { side, users } => {
             let side = match side {
                 Side::Entered => pb::DiffSide::Entered,
                 Side::Left => pb::DiffSide::Left,
             };
             Diff::Batch(pb::DiffBatch {
                 side: side.into(),
-                users: records.into_iter().map(member).collect(),
+                users: users
+                    .records
+                    .iter()
+                    .map(|record| member(&users, record))
+                    .collect(),
             })
         }
         DiffMessage::End => Diff::End(pb::DiffEnd {}),

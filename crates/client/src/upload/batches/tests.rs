@@ -26,18 +26,12 @@ fn flatten(batch: &IdentifierBatch) -> Vec<Item> {
             ChangeEffect::Remove => Effect::Remove,
             ChangeEffect::Unspecified => panic!("an effect is always given"),
         };
-        let external_ids = change
-            .external_ids
-            .iter()
-            .map(|id| IdentifierRef::external_id(id));
+        let external_ids = change.external_ids.iter().map(IdentifierRef::external_id);
         let aliases = change
             .aliases
             .iter()
             .map(|a| IdentifierRef::alias(&a.label, &a.name));
-        let device_ids = change
-            .device_ids
-            .iter()
-            .map(|id| IdentifierRef::device_id(id));
+        let device_ids = change.device_ids.iter().map(IdentifierRef::device_id);
         let all = external_ids.chain(aliases).chain(device_ids);
         items.extend(all.map(|identifier| (effect, identifier.to_owned())));
     }
