@@ -24,7 +24,7 @@ pub(crate) async fn show(visit: Visit) -> Result<Response, Problem> {
         page_size: 1_000,
         ..ListWorkspacesRequest::default()
     };
-    let mut integrations = visit.session.connection.integrations();
+    let mut integrations = visit.connection.integrations();
     let answer = integrations.list_workspaces(request).await?.into_inner();
     if let [only] = &answer.workspaces[..]
         && answer.next_page_token.is_empty()

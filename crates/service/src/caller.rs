@@ -16,6 +16,7 @@ use muster_domain::{
     error::{Error, Kind, Result},
     name,
 };
+use muster_listener::Peer;
 use muster_storage::{
     Store, WorkspaceId,
     audit::By,
@@ -23,12 +24,13 @@ use muster_storage::{
     partners, workspaces,
 };
 use tokio::time::Instant;
-use tonic::{Request, Status, body::Body, transport::server::TcpConnectInfo};
+use tonic::{Request, Status, body::Body};
 use tower::{Layer, Service};
 use uuid::Uuid;
 
 use crate::{
     authorization::{Rule, Scopes, rule},
+    refusals::{OTHER_WORKSPACE, Refused},
     response::status,
 };
 
@@ -39,6 +41,8 @@ pub struct Caller {
     pub actor: String,
     /// The credential, to check again later.
     pub credential: Uuid,
+    /// The rpc that it was accepted for, as `/package.Service/Method`.
+    pub rpc: &'static str,
     /// What a service token may do; empty for a data import key.
     pub scopes: Scopes,
     /// The only workspace the caller may see.
@@ -80,7 +84,10 @@ impl Caller {
     pub async fn workspace(&self, store: &Store, slug: &str) -> Result<WorkspaceId> {
         match &self.bound_to {
             Some((id, own)) if slug.is_empty() || slug == own => Ok(*id),
-            Some(_) => Err(Error::not_found("workspace", slug)),
+            Some(_) => {
+                self.refused().tell(store, OTHER_WORKSPACE);
+                Err(Error::not_found("workspace", slug))
+            }
             None if slug.is_empty() => Err(Error::field("workspace", "must not be empty")),
             // Postgres would refuse some of what is no slug, such as a NUL, as a broken query.
             None if name::check_slug(slug).is_err() => Err(Error::not_found("workspace", slug)),
@@ -90,6 +97,16 @@ impl Caller {
                 let workspace = found.ok_or_else(|| Error::not_found("workspace", slug))?;
                 Ok(workspace.id)
             }
+        }
+    }
+
+    fn refused(&self) -> Refused {
+        Refused {
+            credential: self.credential,
+            actor: self.actor.clone(),
+            workspace: self.bound_to.as_ref().map(|(id, _)| *id),
+            peer: self.peer,
+            rpc: self.rpc,
         }
     }
 
@@ -192,9 +209,8 @@ where
         let mut inner = std::mem::replace(&mut self.inner, next);
         let store = self.store.clone();
         Box::pin(async move {
-            match admit(&store, rule, request.headers()).await {
-                Ok(mut caller) => {
-                    caller.peer = peer(&request);
+            match admit(&store, rule, request.headers(), peer(&request)).await {
+                Ok(caller) => {
                     request.extensions_mut().insert(caller);
                     inner.call(request).await
                 }
@@ -205,16 +221,15 @@ where
 }
 
 /// The address that a request came from. A caller within the process, which no network can pass for,
-/// says for whom it calls.
+/// and one with a certificate, such as a bridge elsewhere, may say for whom it calls.
 fn peer(request: &HttpRequest<Body>) -> Option<IpAddr> {
-    let connection = request.extensions().get::<TcpConnectInfo>()?;
-    let address = match connection.remote_addr {
-        Some(address) => address.ip(),
-        None => {
-            let said = request.headers().get("muster-caller-address")?;
-            said.to_str().ok()?.parse().ok()?
-        }
+    let peer = request.extensions().get::<Peer>()?;
+    let said = match peer.address.is_none() || peer.certified {
+        true => request.headers().get("muster-caller-address"),
+        false => None,
     };
+    let said: Option<IpAddr> = said.and_then(|said| said.to_str().ok()?.parse().ok());
+    let address = said.or(peer.address.map(|address| address.ip()))?;
     Some(address.to_canonical())
 }
 
@@ -225,7 +240,12 @@ fn is_open(path: &str) -> bool {
         .any(|package| path.starts_with(package))
 }
 
-async fn admit(store: &Store, rule: &Rule, headers: &HeaderMap) -> Result<Caller> {
+async fn admit(
+    store: &Store,
+    rule: &'static Rule,
+    headers: &HeaderMap,
+    peer: Option<IpAddr>,
+) -> Result<Caller> {
     let mut connection = store.credential_connection().await?;
     let admitted_at = Instant::now();
     let partner_key = match headers.get("muster-partner-api-key") {
@@ -260,7 +280,19 @@ async fn admit(store: &Store, rule: &Rule, headers: &HeaderMap) -> Result<Caller
     let credential = look_up(&mut connection, bearer, kind)
         .await?
         .ok_or_else(credential_invalid)?;
-    let caller = authorize(credential, rule, admitted_at)?;
+    let refused = Refused {
+        credential: credential.id,
+        actor: credential.actor(),
+        workspace: credential.workspace.as_ref().map(|(id, _)| *id),
+        peer,
+        rpc: rule.rpc,
+    };
+    let caller = authorize(credential, rule, admitted_at, peer).inspect_err(|error| {
+        // Others have no business with any rpc.
+        if error.kind == Kind::PermissionDenied {
+            refused.tell(store, error.reason);
+        }
+    })?;
     if let (Some((workspace, _)), Some(partner)) = (&caller.bound_to, &caller.partner) {
         if partner_key.is_some_and(|key| key.partner.as_ref() != Some(partner)) {
             return Err(credential_invalid());
@@ -293,7 +325,12 @@ async fn look_up(
     Ok(accepted)
 }
 
-fn authorize(credential: Credential, rule: &Rule, admitted_at: Instant) -> Result<Caller> {
+fn authorize(
+    credential: Credential,
+    rule: &'static Rule,
+    admitted_at: Instant,
+    peer: Option<IpAddr>,
+) -> Result<Caller> {
     let scopes = match credential.kind {
         CredentialKind::ServiceToken => {
             let scopes = Scopes::parse(&credential.scopes)?;
@@ -320,10 +357,11 @@ fn authorize(credential: Credential, rule: &Rule, admitted_at: Instant) -> Resul
     Ok(Caller {
         actor: credential.actor(),
         credential: credential.id,
+        rpc: rule.rpc,
         scopes,
         bound_to: credential.workspace,
         partner: credential.partner,
         admitted_at,
-        peer: None,
+        peer,
     })
 }
