@@ -6,6 +6,8 @@
 //! about certificates; `busy` peers that send much, `messages` what they can say of messages, `slow`
 //! peers that send little, `connections` how many there may be and for how long.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests belong to tests")]
+
 mod busy;
 mod certificates;
 mod connections;

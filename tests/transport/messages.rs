@@ -26,6 +26,9 @@ const STREAMS_EACH: u32 = 250;
 /// Streams that are opened before somebody else is served again.
 const AT_ONCE: u32 = 50;
 
+/// What ten thousand open calls may take, whatever they announce: 40 GiB.
+const MEMORY_BYTES: u64 = 192 * 1024 * 1024;
+
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(12);
 
 /// How large each message is said to be: the largest that is read.
@@ -40,7 +43,7 @@ async fn ten_thousand_messages_that_are_announced_and_never_sent_cost_nothing() 
         &[("authorization", &bearer)],
     );
     let announced = [&[0][..], &DECLARED_BYTES.to_be_bytes()].concat();
-    let awaited = deployment.withstands("announced messages", async {
+    let awaited = deployment.withstands_in(MEMORY_BYTES, "announced messages", async {
         let mut peers = Vec::new();
         for _ in 0..CONNECTIONS {
             let mut peer = Peer::greet(deployment.dial(deployment.grpc).await).await;
