@@ -30,7 +30,7 @@ use uuid::Uuid;
 
 use crate::{
     authorization::{Rule, Scopes, rule},
-    refusals::{OTHER_WORKSPACE, Refused},
+    refused_calls::{OTHER_WORKSPACE, Refused},
     response::status,
 };
 
