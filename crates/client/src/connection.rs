@@ -249,7 +249,7 @@ impl Connection {
         }
     }
 
-    fn client(&self) -> Client {
+    pub(crate) fn client(&self) -> Client {
         InterceptedService::new(self.channel.clone(), self.credential.clone())
     }
 
