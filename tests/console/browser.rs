@@ -36,9 +36,19 @@ const SCREENSHOTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/consol
 
 pub(crate) struct Browser {
     driver: WebDriver,
-    chromedriver: Child,
+    _chromedriver: Chromedriver,
     axe: String,
     _profile: TempDir,
+}
+
+/// Ends with whoever holds it, also where that panics.
+struct Chromedriver(Child);
+
+impl Drop for Chromedriver {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 impl Browser {
@@ -54,6 +64,7 @@ impl Browser {
             .stderr(Stdio::null())
             .spawn()
             .expect("`scripts/setup test` installed chromium-driver");
+        let chromedriver = Chromedriver(chromedriver);
         let profile = tempfile::tempdir().unwrap();
         let mut wishes = DesiredCapabilities::chrome();
         for argument in [
@@ -84,7 +95,7 @@ impl Browser {
         };
         Self {
             driver,
-            chromedriver,
+            _chromedriver: chromedriver,
             axe,
             _profile: profile,
         }
@@ -92,9 +103,6 @@ impl Browser {
 
     pub(crate) async fn stop(self) {
         self.driver.clone().quit().await.unwrap();
-        let mut chromedriver = self.chromedriver;
-        chromedriver.kill().unwrap();
-        chromedriver.wait().unwrap();
     }
 
     /// Forgets all cookies, and whatever a journey that broke has left behind.

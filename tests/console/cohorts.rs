@@ -21,7 +21,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use crate::{
     Stage,
-    exports::{directory, export, replace, users},
+    exports::{export, replace, users},
     sessions::{client, cookie},
 };
 
@@ -32,13 +32,6 @@ const RIGHT_TO_LEFT: &str = "קמפיין אביב של החנות הגדולה"
 
 pub(crate) async fn an_export_arrives_and_is_found_by_the_name_of_its_file(stage: &Stage) {
     let (muster, browser) = (&stage.muster, &stage.browser);
-    directory(muster).await;
-    let empty = CreateWorkspaceRequest {
-        workspace: "calm".into(),
-        ..Default::default()
-    };
-    let mut integrations = muster.operator.integrations();
-    integrations.create_workspace(empty).await.unwrap();
     stage.sign_in("/w/calm/cohorts").await;
     browser.until_it_says("No cohort has come yet").await;
     browser.look("cohorts-empty").await;
@@ -282,10 +275,10 @@ pub(crate) async fn a_held_replacement_is_confirmed_or_aborted(stage: &Stage) {
             .body(body);
         async move { assert_eq!(request.send().await.unwrap().status(), 403) }
     };
-    let decision = "id=too+few&request_id=1&csrf=0";
+    let decision = "id=too+few&csrf=0";
     forged("/w/shop/import/confirm", decision).await;
     forged("/w/shop/import/abort", decision).await;
-    let archive = "partner=tinyclues&id=vip&etag=&request_id=1&csrf=0";
+    let archive = "partner=tinyclues&id=vip&etag=&csrf=0";
     forged("/w/shop/cohort/archive", archive).await;
     assert_eq!(muster.cohort("vip").await.member_count, Some(250));
     browser.press("Abort it").await;

@@ -7,15 +7,21 @@ use muster_domain::{
     identifier::{Identifier, IdentifierKind},
     import::{Effect, Mode},
 };
-use muster_proto::users::v1::UserRecord;
+use muster_proto::{keys::v1::CreateWorkspaceRequest, users::v1::UserRecord};
 use muster_tests::{Muster, PARTNER, WORKSPACE};
 use serde_json::{Value, json};
 
 /// Users that the directory knows, as `user-1` and so on; the last hundred have a device.
 pub(crate) const USERS: usize = 600;
 
-/// Writes the users; again changes nothing.
-pub(crate) async fn directory(muster: &Muster) {
+/// Writes the users, and makes a workspace where nothing ever happens.
+pub(crate) async fn prepare(muster: &Muster) {
+    let calm = CreateWorkspaceRequest {
+        workspace: "calm".into(),
+        ..Default::default()
+    };
+    let mut integrations = muster.operator.integrations();
+    integrations.create_workspace(calm).await.unwrap();
     let users = (1..=USERS).map(|number| UserRecord {
         external_id: user(number),
         device_ids: if number > USERS - 100 {

@@ -82,6 +82,7 @@ async fn main() -> ExitCode {
         muster: Muster::start().await,
         browser: Browser::start().await,
     };
+    exports::prepare(&stage.muster).await;
     let broken = run(&stage, &words).await;
     stage.browser.stop().await;
     stage.muster.stop().await;

@@ -98,11 +98,14 @@ impl Page {
 /// A part of the page, or why it is not there.
 type Part<T> = Result<T, String>;
 
-/// A refusal of the token ends the session; anything else is said in the place of the part.
+/// A refusal of the token ends the session, and a workspace that is not there has no page; anything
+/// else is said in the place of the part.
 fn part<T>(found: Result<T, Status>) -> Result<Part<T>, Problem> {
     match found {
         Ok(found) => Ok(Ok(found)),
-        Err(status) if status.code() == Code::Unauthenticated => Err(status.into()),
+        Err(status) if matches!(status.code(), Code::Unauthenticated | Code::NotFound) => {
+            Err(status.into())
+        }
         Err(status) if status.code() == Code::PermissionDenied => {
             Ok(Err("Your token may not see all of this.".to_owned()))
         }

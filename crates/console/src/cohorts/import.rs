@@ -45,7 +45,6 @@ struct Page {
     rejected: Vec<Rejected>,
     is_first: bool,
     next: String,
-    request_id: String,
 }
 
 impl Page {
@@ -91,7 +90,6 @@ pub(crate) async fn show(
         rejected: listed.identifiers.into_iter().map(Rejected::from).collect(),
         is_first: wanted.page.is_empty(),
         next: listed.next_page_token,
-        request_id: uuid::Uuid::now_v7().to_string(),
         row: ImportRow::new(&visitor.workspace, &actors, import),
     }))
 }

@@ -16,7 +16,6 @@ use muster_proto::{
 };
 use serde::Deserialize;
 use tonic::{Code, Status};
-use uuid::Uuid;
 
 use super::{
     LOOK_FOR_NEWS,
@@ -294,7 +293,6 @@ pub(crate) struct Archived {
     partner: String,
     id: String,
     etag: String,
-    request_id: String,
 }
 
 /// Archives the cohort, unless segments use it.
@@ -307,7 +305,8 @@ pub(crate) async fn archive(
         partner: form.partner.clone(),
         cohort_id: form.id.clone(),
         etag: form.etag,
-        request_id: form.request_id,
+        // Archiving twice changes nothing.
+        request_id: String::new(),
     };
     let mut client = visitor.connection().ingest();
     let done = client.archive_cohort(request).await;

@@ -9,7 +9,6 @@ use muster_proto::ingest::v1::{
     AbortImportRequest, ConfirmImportRequest, GetImportRequest, Import, ImportSummary,
 };
 use serde::Deserialize;
-use uuid::Uuid;
 
 use super::{import_path, path};
 use crate::{
@@ -23,15 +22,12 @@ use crate::{
 pub(crate) struct Waiting {
     pub(crate) import: Import,
     preview: ImportSummary,
-    /// Makes the decision idempotent.
-    pub(crate) request_id: String,
 }
 
 impl Waiting {
     pub(crate) fn new(mut import: Import) -> Self {
         Self {
             preview: import.summary.take().unwrap_or_default(),
-            request_id: Uuid::now_v7().to_string(),
             import,
         }
     }
@@ -81,7 +77,6 @@ pub(crate) async fn find(visitor: &Visitor, import_id: &str) -> Result<Import, P
 #[derive(Deserialize)]
 pub(crate) struct Decision {
     id: String,
-    request_id: String,
 }
 
 /// Publishes it, unless more people would leave by now than the person saw.
@@ -93,7 +88,8 @@ pub(crate) async fn confirm(
     let request = ConfirmImportRequest {
         workspace: visitor.workspace.clone(),
         import_id: decision.id.clone(),
-        request_id: decision.request_id,
+        // Deciding the same twice changes nothing by itself.
+        request_id: String::new(),
     };
     let mut client = visitor.connection().ingest();
     let done = client.confirm_import(request).await;
@@ -130,7 +126,8 @@ pub(crate) async fn abort(
     let request = AbortImportRequest {
         workspace: visitor.workspace.clone(),
         import_id: decision.id.clone(),
-        request_id: decision.request_id,
+        // Deciding the same twice changes nothing by itself.
+        request_id: String::new(),
     };
     let done = visitor.connection().ingest().abort_import(request).await;
     match done.map_err(Refusal::from) {
