@@ -167,7 +167,6 @@ pub(crate) async fn who_did_not_match_is_counted_listed_and_downloaded(stage: &S
         .await;
     let said = browser.text().await;
     assert!(said.contains("Device of an identified user") && said.contains("Malformed"));
-    browser.look("import").await;
     browser.press("Next page").await;
     browser.until_it_says(MARKUP).await;
     browser.until_it_says("First page").await;
@@ -410,7 +409,6 @@ pub(crate) async fn a_cohort_is_archived_once_no_segment_uses_it(stage: &Stage) 
     browser
         .until_it_says("The cohort “old news.csv” is archived")
         .await;
-    browser.look("cohort-archived").await;
     browser
         .go(&format!(
             "{}/w/shop/cohorts?search=old+news",

@@ -51,7 +51,7 @@ pub(crate) async fn it_says_what_waits_what_came_in_and_what_fails(stage: &Stage
     for words in [
         "forgotten.csv",
         "held back.csv",
-        "Segments and audiences serving",
+        "Segments and audiences\nserving",
     ] {
         assert!(said.contains(words), "{words}: {said}");
     }

@@ -93,7 +93,6 @@ pub(crate) async fn a_segment_is_built_by_keyboard_with_live_counts(stage: &Stag
     browser.tab_to("button.primary[value='save']").await;
     browser.keys(Key::Enter).await;
     browser.until_it_says("is saved").await;
-    browser.look("segment-new").await;
     assert_eq!(
         saved(muster, "Shoes, no hats").await,
         "tinyclues:\"shoes.csv\" and not tinyclues:\"hats.csv\""

@@ -108,7 +108,7 @@ impl Chart {
             // Few bars are not to be broad ones.
             let width = ((to - from) * 3 / 4).clamp(1, 40);
             Bar {
-                x: from + (to - from - width) / 2,
+                x: from + (to - from).saturating_sub(width) / 2,
                 width,
                 added: visible(version.added_count, most_changed, CHANGE_HEIGHT),
                 removed: visible(version.removed_count, most_changed, CHANGE_HEIGHT),
