@@ -260,7 +260,7 @@ impl Connection {
         }
     }
 
-    fn client(&self) -> Client {
+    pub(crate) fn client(&self) -> Client {
         InterceptedService::new(self.channel.clone(), self.credential.clone())
     }
 

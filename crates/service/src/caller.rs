@@ -30,6 +30,7 @@ use uuid::Uuid;
 
 use crate::{
     authorization::{Rule, Scopes, rule},
+    refusals::Refusals,
     refused_calls::{OTHER_WORKSPACE, Refused},
     response::status,
 };
@@ -155,12 +156,16 @@ pub fn credential_invalid() -> Error {
 #[derive(Debug, Clone)]
 pub struct AuthLayer {
     store: Store,
+    refusals: Refusals,
 }
 
 impl AuthLayer {
     /// Looks credentials up in a store.
     pub fn new(store: Store) -> Self {
-        Self { store }
+        Self {
+            store,
+            refusals: Refusals::default(),
+        }
     }
 }
 
@@ -170,7 +175,7 @@ impl<S> Layer<S> for AuthLayer {
     fn layer(&self, inner: S) -> Auth<S> {
         Auth {
             inner,
-            store: self.store.clone(),
+            door: self.clone(),
         }
     }
 }
@@ -179,7 +184,7 @@ impl<S> Layer<S> for AuthLayer {
 #[derive(Debug, Clone)]
 pub struct Auth<S> {
     inner: S,
-    store: Store,
+    door: AuthLayer,
 }
 
 impl<S> Service<HttpRequest<Body>> for Auth<S>
@@ -207,9 +212,10 @@ where
         // The service that was polled ready is the one to call.
         let next = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, next);
-        let store = self.store.clone();
+        let door = self.door.clone();
         Box::pin(async move {
-            match admit(&store, rule, request.headers(), peer(&request)).await {
+            let peer = peer(&request);
+            match door.admit(rule, request.headers(), peer).await {
                 Ok(caller) => {
                     request.extensions_mut().insert(caller);
                     inner.call(request).await
@@ -240,89 +246,111 @@ fn is_open(path: &str) -> bool {
         .any(|package| path.starts_with(package))
 }
 
-async fn admit(
-    store: &Store,
-    rule: &'static Rule,
-    headers: &HeaderMap,
-    peer: Option<IpAddr>,
-) -> Result<Caller> {
-    let mut connection = store.credential_connection().await?;
-    let admitted_at = Instant::now();
-    let partner_key = match headers.get("muster-partner-api-key") {
-        None => None,
-        Some(value) => {
-            let invalid = || {
+impl AuthLayer {
+    async fn admit(
+        &self,
+        rule: &'static Rule,
+        headers: &HeaderMap,
+        peer: Option<IpAddr>,
+    ) -> Result<Caller> {
+        let mut connection = self.store.credential_connection().await?;
+        let admitted_at = Instant::now();
+        let partner_key = match headers.get("muster-partner-api-key") {
+            None => None,
+            Some(value) => {
+                let invalid = || {
+                    Error::new(
+                        Kind::Unauthenticated,
+                        "PARTNER_API_KEY_INVALID",
+                        "the partner API key is not valid",
+                    )
+                };
+                let text = value.to_str().map_err(|_| invalid())?;
+                let key = self
+                    .look_up(&mut connection, text, CredentialKind::PartnerApiKey, peer)
+                    .await?;
+                Some(key.ok_or_else(invalid)?)
+            }
+        };
+        let bearer = headers
+            .get("authorization")
+            .and_then(|value| value.to_str().ok())
+            .and_then(|value| value.strip_prefix("Bearer "))
+            .ok_or_else(|| {
                 Error::new(
                     Kind::Unauthenticated,
-                    "PARTNER_API_KEY_INVALID",
-                    "the partner API key is not valid",
+                    "CREDENTIAL_MISSING",
+                    "the call needs `authorization: Bearer …` in its metadata",
                 )
-            };
-            let text = value.to_str().map_err(|_| invalid())?;
-            let key = look_up(&mut connection, text, CredentialKind::PartnerApiKey).await?;
-            Some(key.ok_or_else(invalid)?)
+            })?;
+        let kind = Secret::parse(bearer)
+            .map_err(|_| credential_invalid())?
+            .kind();
+        let credential = self
+            .look_up(&mut connection, bearer, kind, peer)
+            .await?
+            .ok_or_else(credential_invalid)?;
+        let refused = Refused {
+            credential: credential.id,
+            actor: credential.actor(),
+            workspace: credential.workspace.as_ref().map(|(id, _)| *id),
+            peer,
+            rpc: rule.rpc,
+        };
+        let caller =
+            authorize(credential.clone(), rule, admitted_at, peer).inspect_err(|error| {
+                // Others have no business with any rpc.
+                if error.kind == Kind::PermissionDenied {
+                    refused.tell(&self.store, error.reason);
+                }
+            })?;
+        if let (Some((workspace, _)), Some(partner)) = (&caller.bound_to, &caller.partner) {
+            if partner_key.is_some_and(|key| key.partner.as_ref() != Some(partner)) {
+                return Err(credential_invalid());
+            }
+            if !partners::is_enabled(&mut connection, *workspace, partner).await? {
+                let reason = "PARTNER_NOT_ENABLED";
+                self.refusals
+                    .tell(&mut connection, &credential, peer, reason)
+                    .await?;
+                return Err(Error::new(
+                    Kind::PermissionDenied,
+                    reason,
+                    "the workspace has not enabled the partner",
+                ));
+            }
         }
-    };
-    let bearer = headers
-        .get("authorization")
-        .and_then(|value| value.to_str().ok())
-        .and_then(|value| value.strip_prefix("Bearer "))
-        .ok_or_else(|| {
-            Error::new(
-                Kind::Unauthenticated,
-                "CREDENTIAL_MISSING",
-                "the call needs `authorization: Bearer …` in its metadata",
-            )
-        })?;
-    let kind = Secret::parse(bearer)
-        .map_err(|_| credential_invalid())?
-        .kind();
-    let credential = look_up(&mut connection, bearer, kind)
-        .await?
-        .ok_or_else(credential_invalid)?;
-    let refused = Refused {
-        credential: credential.id,
-        actor: credential.actor(),
-        workspace: credential.workspace.as_ref().map(|(id, _)| *id),
-        peer,
-        rpc: rule.rpc,
-    };
-    let caller = authorize(credential, rule, admitted_at, peer).inspect_err(|error| {
-        // Others have no business with any rpc.
-        if error.kind == Kind::PermissionDenied {
-            refused.tell(store, error.reason);
-        }
-    })?;
-    if let (Some((workspace, _)), Some(partner)) = (&caller.bound_to, &caller.partner) {
-        if partner_key.is_some_and(|key| key.partner.as_ref() != Some(partner)) {
-            return Err(credential_invalid());
-        }
-        if !partners::is_enabled(&mut connection, *workspace, partner).await? {
-            return Err(Error::new(
-                Kind::PermissionDenied,
-                "PARTNER_NOT_ENABLED",
-                "the workspace has not enabled the partner",
-            ));
-        }
+        Ok(caller)
     }
-    Ok(caller)
-}
 
-/// The accepted credential of a kind that a secret stands for.
-async fn look_up(
-    connection: &mut muster_storage::Connection,
-    text: &str,
-    kind: CredentialKind,
-) -> Result<Option<Credential>> {
-    let Ok(secret) = Secret::parse(text) else {
-        return Ok(None);
-    };
-    let found = credentials::find_by_digest(connection, &secret.digest()).await?;
-    let accepted = found.filter(|found| found.kind == kind && found.state == State::Active);
-    if let Some(credential) = &accepted {
-        credentials::touch(connection, credential.id).await?;
+    /// The accepted credential of a kind that a secret stands for.
+    async fn look_up(
+        &self,
+        connection: &mut muster_storage::Connection,
+        text: &str,
+        kind: CredentialKind,
+        peer: Option<IpAddr>,
+    ) -> Result<Option<Credential>> {
+        let Ok(secret) = Secret::parse(text) else {
+            return Ok(None);
+        };
+        let found = credentials::find_by_digest(connection, &secret.digest()).await?;
+        let Some(credential) = found.filter(|found| found.kind == kind) else {
+            return Ok(None);
+        };
+        let reason = match credential.state {
+            State::Active => {
+                credentials::touch(connection, credential.id).await?;
+                return Ok(Some(credential));
+            }
+            State::Expired => "CREDENTIAL_EXPIRED",
+            State::Revoked => "CREDENTIAL_REVOKED",
+        };
+        self.refusals
+            .tell(connection, &credential, peer, reason)
+            .await?;
+        Ok(None)
     }
-    Ok(accepted)
 }
 
 fn authorize(
