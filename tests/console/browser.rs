@@ -9,12 +9,19 @@ use std::{
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use thirtyfour::{By, ChromiumLikeCapabilities as _, DesiredCapabilities, WebDriver, WebElement};
+use thirtyfour::{
+    By, ChromiumLikeCapabilities as _, DesiredCapabilities, Key, TypingData, WebDriver, WebElement,
+    components::SelectElement,
+};
 
 use crate::Stage;
 
 /// Widths at which every page is looked at: a small telephone and a desk.
 const WIDTHS: [u32; 2] = [360, 1440];
+
+/// Height of the window, and the most of a page that is in a picture.
+const HEIGHT: u64 = 900;
+const MOST_HEIGHT: u64 = 4_000;
 
 /// How long the browser may take to show what is expected.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -29,9 +36,19 @@ const SCREENSHOTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/consol
 
 pub(crate) struct Browser {
     driver: WebDriver,
-    chromedriver: Child,
+    _chromedriver: Chromedriver,
     axe: String,
     _profile: TempDir,
+}
+
+/// Ends with whoever holds it, also where that panics.
+struct Chromedriver(Child);
+
+impl Drop for Chromedriver {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 impl Browser {
@@ -47,6 +64,7 @@ impl Browser {
             .stderr(Stdio::null())
             .spawn()
             .expect("`scripts/setup test` installed chromium-driver");
+        let chromedriver = Chromedriver(chromedriver);
         let profile = tempfile::tempdir().unwrap();
         let mut wishes = DesiredCapabilities::chrome();
         for argument in [
@@ -77,7 +95,7 @@ impl Browser {
         };
         Self {
             driver,
-            chromedriver,
+            _chromedriver: chromedriver,
             axe,
             _profile: profile,
         }
@@ -85,13 +103,11 @@ impl Browser {
 
     pub(crate) async fn stop(self) {
         self.driver.clone().quit().await.unwrap();
-        let mut chromedriver = self.chromedriver;
-        chromedriver.kill().unwrap();
-        chromedriver.wait().unwrap();
     }
 
-    /// Forgets all cookies.
+    /// Forgets all cookies, and whatever a journey that broke has left behind.
     pub(crate) async fn forget(&self) {
+        self.allow_scripts(true).await;
         let tools = self.driver.cdp();
         let forget = tools.send_raw("Network.clearBrowserCookies", json!({}));
         forget.await.unwrap();
@@ -159,7 +175,8 @@ impl Browser {
     /// Presses a button or follows a link by the words on it.
     pub(crate) async fn press(&self, words: &str) {
         let xpath = format!(
-            "//main//*[self::a or self::button][contains(normalize-space(.), '{words}')]\
+            "//main//*[self::a or self::button or self::summary][not(@class='hidden')]\
+             [contains(normalize-space(.), '{words}')]\
              | //header//*[self::a or self::button][contains(normalize-space(.), '{words}')]"
         );
         let found = self.driver.find(By::XPath(xpath)).await;
@@ -167,35 +184,99 @@ impl Browser {
         found.click().await.unwrap();
     }
 
+    /// Follows the link, or presses the button, that a path names.
+    pub(crate) async fn follow(&self, xpath: &str) {
+        let found = self.driver.find(By::XPath(xpath)).await;
+        let found = found.unwrap_or_else(|error| panic!("{xpath}: {error}"));
+        found.click().await.unwrap();
+    }
+
+    /// Whether there is what a path names.
+    pub(crate) async fn has(&self, xpath: &str) -> bool {
+        let found = self.driver.find_all(By::XPath(xpath)).await;
+        !found.unwrap().is_empty()
+    }
+
+    /// Chooses from a list by the words of an option.
+    pub(crate) async fn choose(&self, css: &str, words: &str) {
+        let list = SelectElement::new(&self.find(css).await).await.unwrap();
+        list.select_by_visible_text(words).await.unwrap();
+    }
+
+    /// Keeps the page from bringing itself up to date.
+    pub(crate) async fn hold_still(&self) {
+        let still =
+            "for (const part of document.querySelectorAll('[data-live]')) part.dataset.live = 0";
+        self.script(still).await;
+    }
+
     pub(crate) async fn script(&self, script: &str) -> Value {
         let done = self.driver.execute(script, Vec::new()).await.unwrap();
         done.json().clone()
     }
 
-    /// Looks at the page in both widths and colour schemes, keeps pictures, and lets axe check it.
+    /// Looks at the whole page in both widths and colour schemes, keeps pictures, and lets axe check
+    /// it, once in either width and either scheme.
     pub(crate) async fn look(&self, name: &str) {
-        let tools = self.driver.cdp();
         for width in WIDTHS {
-            let size =
-                json!({ "width": width, "height": 900, "deviceScaleFactor": 1, "mobile": false });
-            let command = "Emulation.setDeviceMetricsOverride";
-            tools.send_raw(command, size).await.unwrap();
+            self.resize(width, HEIGHT).await;
             let wider = "return document.documentElement.scrollWidth - innerWidth";
             let wider = self.script(wider).await;
             assert!(
                 wider.as_i64().unwrap() <= 0,
                 "{name} is {wider} px too wide at {width}"
             );
+            let height = "return document.documentElement.scrollHeight";
+            let height = self.script(height).await.as_u64().unwrap();
+            self.resize(width, height.clamp(HEIGHT, MOST_HEIGHT)).await;
             for scheme in ["light", "dark"] {
                 let media =
                     json!({ "features": [{ "name": "prefers-color-scheme", "value": scheme }] });
-                let command = "Emulation.setEmulatedMedia";
-                tools.send_raw(command, media).await.unwrap();
+                self.tool("Emulation.setEmulatedMedia", media).await;
                 let path = PathBuf::from(SCREENSHOTS).join(format!("{name}-{width}-{scheme}.png"));
                 self.driver.screenshot(&path).await.unwrap();
-                self.check(&format!("{name} at {width} px, {scheme}")).await;
+                if (scheme == "dark") == (width == WIDTHS[0]) {
+                    self.check(&format!("{name} at {width} px, {scheme}")).await;
+                }
             }
         }
+        self.resize(WIDTHS[1], HEIGHT).await;
+    }
+
+    async fn resize(&self, width: u32, height: u64) {
+        let size =
+            json!({ "width": width, "height": height, "deviceScaleFactor": 1, "mobile": false });
+        self.tool("Emulation.setDeviceMetricsOverride", size).await;
+    }
+
+    async fn tool(&self, command: &str, wishes: Value) {
+        let tools = self.driver.cdp();
+        tools.send_raw(command, wishes).await.unwrap();
+    }
+
+    /// Whether pages may run scripts from now on.
+    pub(crate) async fn allow_scripts(&self, allowed: bool) {
+        let wish = json!({ "value": !allowed });
+        self.tool("Emulation.setScriptExecutionDisabled", wish)
+            .await;
+    }
+
+    /// Types keys to whatever has the focus.
+    pub(crate) async fn keys(&self, keys: impl Into<TypingData>) {
+        let chain = self.driver.action_chain();
+        chain.send_keys(keys).perform().await.unwrap();
+    }
+
+    /// Goes on with the Tab key until what a selector names has the focus.
+    pub(crate) async fn tab_to(&self, css: &str) {
+        let there = format!("return document.activeElement.matches({})", json!(css));
+        for _ in 0..80 {
+            if self.script(&there).await == true {
+                return;
+            }
+            self.keys(Key::Tab).await;
+        }
+        panic!("the Tab key does not lead to {css}");
     }
 
     async fn check(&self, page: &str) {

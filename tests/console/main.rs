@@ -10,7 +10,11 @@
 )]
 
 mod browser;
+mod cohorts;
+mod exports;
+mod home;
 mod integrations;
+mod segments;
 mod sessions;
 
 use std::process::ExitCode;
@@ -52,6 +56,17 @@ journeys![
     sessions::a_form_without_the_signature_of_the_session_changes_nothing,
     integrations::a_key_is_generated_shown_once_and_invalidated,
     integrations::the_page_notices_the_first_call_by_itself,
+    cohorts::an_export_arrives_and_is_found_by_the_name_of_its_file,
+    cohorts::who_did_not_match_is_counted_listed_and_downloaded,
+    cohorts::a_running_import_is_seen_growing_until_it_is_published,
+    cohorts::a_held_replacement_is_confirmed_or_aborted,
+    cohorts::ten_thousand_cohorts_are_searched_sorted_and_paged,
+    cohorts::a_cohort_is_archived_once_no_segment_uses_it,
+    segments::a_segment_is_built_by_keyboard_with_live_counts,
+    segments::a_segment_is_built_without_scripts,
+    segments::who_was_targeted_is_compared_downloaded_and_explained,
+    home::it_says_what_waits_what_came_in_and_what_fails,
+    home::what_the_token_may_not_see_is_said_in_its_place,
 ];
 
 #[tokio::main]
@@ -67,6 +82,7 @@ async fn main() -> ExitCode {
         muster: Muster::start().await,
         browser: Browser::start().await,
     };
+    exports::prepare(&stage.muster).await;
     let broken = run(&stage, &words).await;
     stage.browser.stop().await;
     stage.muster.stop().await;

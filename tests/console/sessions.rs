@@ -2,13 +2,13 @@
 
 use crate::Stage;
 
-fn client() -> reqwest::Client {
+pub(crate) fn client() -> reqwest::Client {
     let client = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none());
     client.build().unwrap()
 }
 
 /// What the browser keeps, as a header.
-async fn cookie(stage: &Stage) -> String {
+pub(crate) async fn cookie(stage: &Stage) -> String {
     let cookies = stage.browser.cookies().await;
     let [(name, value)] = &cookies[..] else {
         panic!("one cookie: {cookies:?}");

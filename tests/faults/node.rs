@@ -16,15 +16,7 @@ use tempfile::TempDir;
 /// The `muster` that was built beside this suite.
 pub(crate) fn program() -> &'static PathBuf {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    PROGRAM.get_or_init(|| {
-        let suite = std::env::current_exe().unwrap();
-        let program = suite.ancestors().nth(2).unwrap().join("muster");
-        assert!(
-            program.exists(),
-            "build it first: cargo build --package muster-cli"
-        );
-        program
-    })
+    PROGRAM.get_or_init(process::muster)
 }
 
 /// A loopback address that nobody listens on.

@@ -6,7 +6,7 @@
 use std::ops::Deref;
 
 use muster_cli::deployment::{self, Listeners, Settings};
-use muster_client::{Connection, Credential};
+use muster_client::{Connection, Credential, Tls};
 use muster_proto::{
     ingest::v1 as ingest, keys::v1 as keys, segments::v1 as segments, users::v1 as users,
 };
@@ -42,6 +42,8 @@ pub struct Shop {
     pub partner_api_key: String,
     /// A data import key of the workspace and partner.
     pub client_secret: String,
+    /// How `https` endpoints are trusted, and what they are shown.
+    pub tls: Tls,
 }
 
 /// A deployment of every server in this process, with the shop in it.
@@ -106,13 +108,19 @@ impl Muster {
 impl Shop {
     /// Creates it in a deployment that listens at these URLs.
     pub async fn open(grpc: &str, rest: &str, operator_token: &str) -> Self {
+        Self::open_with(&Tls::default(), grpc, rest, operator_token).await
+    }
+
+    /// Creates it in a deployment that listens, with TLS, at these URLs.
+    pub async fn open_with(tls: &Tls, grpc: &str, rest: &str, operator_token: &str) -> Self {
         let mut shop = Self {
             grpc: grpc.to_owned(),
             rest: rest.to_owned(),
-            operator: connect(grpc, operator_token),
+            operator: connect_with(tls, grpc, operator_token),
             operator_token: operator_token.to_owned(),
             partner_api_key: String::new(),
             client_secret: String::new(),
+            tls: tls.clone(),
         };
         shop.set_up().await;
         shop
@@ -172,12 +180,12 @@ impl Shop {
 
     /// The partner's own connection, with its data import key.
     pub fn partner(&self) -> Connection {
-        connect(&self.grpc, &self.client_secret)
+        connect_with(&self.tls, &self.grpc, &self.client_secret)
     }
 
     /// The operator's connection to another endpoint of the deployment.
     pub fn operator_at(&self, grpc: &str) -> Connection {
-        connect(grpc, &self.operator_token)
+        connect_with(&self.tls, grpc, &self.operator_token)
     }
 
     /// The partner's HTTP client, with its keys.
@@ -188,6 +196,7 @@ impl Shop {
             &self.partner_api_key,
             &self.client_secret,
         )
+        .trusting(self.tls.ca.as_deref())
     }
 
     /// Writes users; every one must be accepted.
@@ -247,7 +256,13 @@ impl Shop {
 
 /// A connection with a bearer credential.
 pub fn connect(endpoint: &str, secret: &str) -> Connection {
-    Connection::new(endpoint, Some(Credential::bearer(secret).unwrap())).unwrap()
+    connect_with(&Tls::default(), endpoint, secret)
+}
+
+/// The same, with TLS.
+pub fn connect_with(tls: &Tls, endpoint: &str, secret: &str) -> Connection {
+    let credential = Credential::bearer(secret).unwrap();
+    Connection::with_tls(endpoint, tls, Some(credential)).unwrap()
 }
 
 /// An identified user without anything else.

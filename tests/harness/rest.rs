@@ -45,6 +45,25 @@ impl Rest {
         }
     }
 
+    /// The same client, that trusts no root but these, in PEM, if they are given.
+    #[must_use]
+    pub fn trusting(mut self, ca: Option<&[u8]>) -> Self {
+        if let Some(ca) = ca {
+            let roots = reqwest::Certificate::from_pem_bundle(ca).unwrap();
+            let client = reqwest::Client::builder().tls_certs_only(roots);
+            self.client = client.build().unwrap();
+        }
+        self
+    }
+
+    /// The same client, in clear, calling from this address of the machine.
+    #[must_use]
+    pub fn from(mut self, address: std::net::IpAddr) -> Self {
+        let client = reqwest::Client::builder().local_address(address);
+        self.client = client.build().unwrap();
+        self
+    }
+
     /// The same client with another data import key.
     pub fn with_client_secret(&self, client_secret: &str) -> Self {
         Self {

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests belong to tests")]
 
+mod audit;
 mod campaign;
 mod erasure;
 mod hostile;

@@ -63,7 +63,7 @@ impl Credential {
     }
 
     /// The same credential, presented by somebody at this address. Servers believe that only of a
-    /// caller in their own process, such as the bridge of `muster up`.
+    /// caller in their own process, such as the bridge of `muster up`, and of one with a certificate.
     #[must_use]
     pub fn presented_from(mut self, address: IpAddr) -> Self {
         let text = address.to_string().parse();
@@ -249,7 +249,18 @@ impl Connection {
         }
     }
 
-    fn client(&self) -> Client {
+    /// The same, with the credential presented by somebody at this address, as
+    /// [`Credential::presented_from`] has it.
+    #[must_use]
+    pub fn presented_from(&self, address: IpAddr) -> Self {
+        let credential = self.credential.0.clone();
+        Self {
+            credential: Authenticated(credential.map(|it| it.presented_from(address))),
+            ..self.clone()
+        }
+    }
+
+    pub(crate) fn client(&self) -> Client {
         InterceptedService::new(self.channel.clone(), self.credential.clone())
     }
 

@@ -10,10 +10,12 @@
 
 mod connection;
 pub mod download;
+mod health;
 mod refusal;
 mod retry;
 pub mod upload;
 
 pub use connection::{Authenticated, Client, Connection, Credential, Tls};
+pub use health::Health;
 pub use refusal::Refusal;
 pub use retry::Retry;

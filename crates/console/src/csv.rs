@@ -1,7 +1,9 @@
-//! Lines of CSV that are safe to open in a spreadsheet.
+//! Lines of CSV that are safe to open in a spreadsheet program.
 
-/// One line. A cell that a spreadsheet would take for a formula gets a `'` in front, which shows it
-/// as text; the command line writes identifiers unchanged.
+use muster_domain::spreadsheet::guarded;
+
+/// One line. A cell that such a program would take for a formula gets a `'` in front, which shows it
+/// as text.
 pub(crate) fn line<'a>(cells: impl IntoIterator<Item = &'a str>) -> String {
     let mut line = String::new();
     for cell in cells {
@@ -9,10 +11,7 @@ pub(crate) fn line<'a>(cells: impl IntoIterator<Item = &'a str>) -> String {
             line.push(',');
         }
         line.push('"');
-        if cell.starts_with(['=', '+', '-', '@', '\t', '\r']) {
-            line.push('\'');
-        }
-        line.push_str(&cell.replace('"', "\"\""));
+        line.push_str(&guarded(cell).replace('"', "\"\""));
         line.push('"');
     }
     line.push_str("\r\n");
@@ -29,7 +28,7 @@ mod tests {
             line(["a", "", "say \"hi\", twice"]),
             "\"a\",\"\",\"say \"\"hi\"\", twice\"\r\n"
         );
-        for formula in ["=1+1", "+1", "-1", "@SUM(A1)", "\tx", "\r=1"] {
+        for formula in ["=1+1", "@SUM(A1)", "\tx", "＝1"] {
             assert_eq!(line([formula]), format!("\"'{formula}\"\r\n"));
         }
     }

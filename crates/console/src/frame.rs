@@ -30,6 +30,10 @@ pub(crate) struct Frame {
 pub(crate) enum Section {
     /// None of them.
     None,
+    /// What came in, and what waits for somebody.
+    Home,
+    /// What partners sent.
+    Cohorts,
     /// Filters over cohorts, and who was targeted with them.
     Segments,
     /// Partners and their keys.
@@ -37,11 +41,18 @@ pub(crate) enum Section {
 }
 
 impl Section {
-    const ALL: [Self; 2] = [Self::Segments, Self::Integrations];
+    const ALL: [Self; 4] = [
+        Self::Home,
+        Self::Cohorts,
+        Self::Segments,
+        Self::Integrations,
+    ];
 
     fn title(self) -> &'static str {
         match self {
             Self::None => "",
+            Self::Home => "Home",
+            Self::Cohorts => "Cohorts",
             Self::Segments => "Segments",
             Self::Integrations => "Integrations",
         }
@@ -49,7 +60,8 @@ impl Section {
 
     fn path(self) -> &'static str {
         match self {
-            Self::None => "",
+            Self::None | Self::Home => "",
+            Self::Cohorts => "/cohorts",
             Self::Segments => "/segments",
             Self::Integrations => "/integrations",
         }

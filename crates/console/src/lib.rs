@@ -16,10 +16,14 @@ use muster_client::Connection;
 use muster_listener::{Limits, Listener, Protocol};
 use tokio_util::sync::CancellationToken;
 
+mod actors;
 mod assets;
+mod cohorts;
 mod csv;
 mod frame;
+mod home;
 mod integrations;
+mod partners;
 mod problem;
 mod routes;
 mod security;

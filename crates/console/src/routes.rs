@@ -11,7 +11,7 @@ use muster_client::Connection;
 use tower_http::{catch_panic::CatchPanicLayer, timeout::TimeoutLayer};
 
 use crate::{
-    Settings, assets, integrations,
+    Settings, assets, cohorts, home, integrations,
     problem::{self, Problem},
     security, segments,
     session::{self, Sessions},
@@ -38,7 +38,8 @@ pub fn router(settings: Settings) -> Router {
     let signed_in = Router::new()
         .route("/", get(workspaces::show))
         .route("/sign-out", post(sign_in::sign_out))
-        .route("/w/{workspace}", get(workspaces::enter))
+        .route("/w/{workspace}", get(home::show))
+        .merge(cohorts::routes())
         .merge(segments::routes())
         .merge(integration_pages())
         .fallback(async || Problem::not_found())

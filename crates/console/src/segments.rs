@@ -5,7 +5,6 @@ mod check;
 mod compare;
 mod draft;
 mod figures;
-mod partners;
 mod show;
 
 use std::sync::Arc;

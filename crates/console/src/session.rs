@@ -18,6 +18,7 @@ use axum::{
 use http::{HeaderMap, HeaderValue, Method, header::COOKIE, request::Parts};
 use muster_client::Connection;
 use muster_domain::name;
+use muster_listener::Peer;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq;
@@ -195,6 +196,8 @@ impl Session {
 pub(crate) struct Visit {
     /// Their session.
     pub(crate) session: Arc<Session>,
+    /// The servers, with the token, and with the address that the request came from.
+    pub(crate) connection: Connection,
     /// Whether a script asks to bring a page up to date, rather than a person to see one.
     live: bool,
 }
@@ -221,7 +224,7 @@ impl Visit {
 impl Visitor {
     /// The servers, with the token of the visitor.
     pub(crate) fn connection(&self) -> &Connection {
-        &self.visit.session.connection
+        &self.visit.connection
     }
 
     /// The session of the visitor.
@@ -280,22 +283,21 @@ pub(crate) async fn required(
         // A page left open does not keep its session alive.
         lock(&session.desk).seen = Instant::now();
     }
+    let visit = Visit {
+        connection: presented(&session.connection, &request),
+        session: Arc::clone(&session),
+        live,
+    };
     let mut frame = Frame::new("");
     frame.session = Some(Arc::clone(&session));
     frame.workspace = workspace(request.uri().path());
     let response = if matches!(*request.method(), Method::GET | Method::HEAD) {
-        request.extensions_mut().insert(Visit {
-            session: Arc::clone(&session),
-            live,
-        });
+        request.extensions_mut().insert(visit);
         next.run(request).await
     } else {
         match unforged(request, &session).await {
             Ok(mut request) => {
-                request.extensions_mut().insert(Visit {
-                    session: Arc::clone(&session),
-                    live,
-                });
+                request.extensions_mut().insert(visit);
                 next.run(request).await
             }
             Err(problem) => problem.into_response(),
@@ -311,6 +313,15 @@ pub(crate) async fn required(
         return response;
     }
     problem::dress_in(response, frame)
+}
+
+/// A connection that says where a request came from, for the audit trail.
+pub(crate) fn presented(connection: &Connection, request: &Request) -> Connection {
+    let peer = request.extensions().get::<Peer>();
+    match peer.and_then(|peer| peer.address) {
+        Some(address) => connection.presented_from(address.ip()),
+        None => connection.clone(),
+    }
 }
 
 /// The part of every form that proves where it came from.

@@ -14,6 +14,18 @@ use time::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Count(pub(crate) u64);
 
+impl From<u64> for Count {
+    fn from(count: u64) -> Self {
+        Self(count)
+    }
+}
+
+impl From<&u64> for Count {
+    fn from(count: &u64) -> Self {
+        Self(*count)
+    }
+}
+
 impl fmt::Display for Count {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let digits = self.0.to_string();
@@ -64,12 +76,16 @@ impl When {
     }
 }
 
+/// A moment as it comes over the wire; `None` if there is none.
+pub(crate) fn instant(timestamp: &Option<Timestamp>) -> Option<OffsetDateTime> {
+    let timestamp = timestamp.as_ref()?;
+    let nanos = i128::from(timestamp.seconds) * 1_000_000_000 + i128::from(timestamp.nanos);
+    OffsetDateTime::from_unix_timestamp_nanos(nanos).ok()
+}
+
 impl From<Option<Timestamp>> for When {
     fn from(timestamp: Option<Timestamp>) -> Self {
-        Self(timestamp.and_then(|timestamp| {
-            let nanos = i128::from(timestamp.seconds) * 1_000_000_000 + i128::from(timestamp.nanos);
-            OffsetDateTime::from_unix_timestamp_nanos(nanos).ok()
-        }))
+        Self(instant(&timestamp))
     }
 }
 

@@ -7,7 +7,7 @@ use muster_proto::keys::v1::{ListWorkspacesRequest, Workspace};
 use crate::{
     frame::{self, Frame},
     problem::Problem,
-    session::{Visit, Visitor},
+    session::Visit,
 };
 
 #[derive(Template)]
@@ -24,7 +24,7 @@ pub(crate) async fn show(visit: Visit) -> Result<Response, Problem> {
         page_size: 1_000,
         ..ListWorkspacesRequest::default()
     };
-    let mut integrations = visit.session.connection.integrations();
+    let mut integrations = visit.connection.integrations();
     let answer = integrations.list_workspaces(request).await?.into_inner();
     if let [only] = &answer.workspaces[..]
         && answer.next_page_token.is_empty()
@@ -36,9 +36,4 @@ pub(crate) async fn show(visit: Visit) -> Result<Response, Problem> {
         workspaces: answer.workspaces,
         more: !answer.next_page_token.is_empty(),
     }))
-}
-
-/// The first page of a workspace.
-pub(crate) async fn enter(visitor: Visitor) -> Redirect {
-    Redirect::to(&format!("/w/{}/integrations", visitor.workspace))
 }

@@ -115,7 +115,11 @@ impl Ingest {
         let import = lock(tx, caller, workspace, id).await?;
         match import.state {
             State::AwaitingConfirmation => {
-                return self.confirm(tx, caller, workspace, &import).await;
+                let confirmed = self.confirm(tx, caller, workspace, &import).await?;
+                if confirmed.is_some() {
+                    record(tx, caller, workspace, "confirm", id).await?;
+                }
+                return Ok(confirmed);
             }
             // The answer of a first call may have been lost.
             State::Committed => {
@@ -144,14 +148,24 @@ impl Ingest {
         match import.state {
             State::Open | State::AwaitingConfirmation => {
                 imports::set_aborted(tx, workspace, id).await?;
-                let resource = format!("import:{id}");
-                audit::append(tx, Some(workspace), caller.by(), "import.abort", &resource).await?;
+                record(tx, caller, workspace, "abort", id).await?;
             }
             State::Aborted => {}
             State::Committed | State::Expired => return Err(finished(&import)),
         }
         Ok(imports::lock(tx, workspace, id).await?)
     }
+}
+
+async fn record(
+    conn: &mut Connection,
+    caller: &Caller,
+    workspace: WorkspaceId,
+    verb: &str,
+    id: &str,
+) -> Result<()> {
+    let (action, resource) = (format!("import.{verb}"), format!("import:{id}"));
+    Ok(audit::append(conn, Some(workspace), caller.by(), &action, &resource).await?)
 }
 
 /// The reason why a confirmation was refused although the import awaits it.

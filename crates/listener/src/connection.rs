@@ -30,6 +30,7 @@ use crate::{
     body::Answer,
     frames::Guarded,
     room::{Activity, Open},
+    stalled::Watched,
 };
 
 /// How long a connection that nobody uses may take to end in order.
@@ -64,7 +65,7 @@ where
     B::Error: Into<BoxError>,
 {
     /// Serves a connection until it ends.
-    pub(crate) async fn run(self, stream: impl Stream, tls: Option<Tls>) {
+    pub(crate) async fn run(mut self, stream: impl Stream, tls: Option<Tls>) {
         let evicted = self.activity.evicted.clone();
         let serving = async {
             match tls {
@@ -72,7 +73,11 @@ where
                 Some(tls) => {
                     let handshake = TlsAcceptor::from(tls.config()).accept(stream);
                     match timeout(self.limits.handshake_timeout, handshake).await {
-                        Ok(Ok(stream)) => self.speak(Box::new(stream)).await,
+                        Ok(Ok(stream)) => {
+                            // One that was not accepted has failed the handshake.
+                            self.peer.certified = stream.get_ref().1.peer_certificates().is_some();
+                            self.speak(Box::new(stream)).await;
+                        }
                         Ok(Err(error)) => tracing::debug!(%error, "a handshake failed"),
                         Err(_) => tracing::debug!("a handshake took too long"),
                     }
@@ -95,7 +100,8 @@ where
                 http.timer(TokioTimer::new())
                     .header_read_timeout(limits.header_timeout)
                     .max_buf_size(HTTP1_BUFFER_BYTES);
-                let connection = http.serve_connection(TokioIo::new(stream), self);
+                let stream = TokioIo::new(Watched::new(stream, limits.body_timeout));
+                let connection = http.serve_connection(stream, self);
                 until_it_ends(connection, limits, activity, stop).await;
             }
             Protocol::Http2 => {

@@ -7,7 +7,7 @@
 //! credentials, no gRPC, no routes.
 //!
 //! Start at [`Listener::serve`]; `connection` is the life of one connection, `room` who gets in,
-//! `frames` what hyper and h2 leave open, `tls` the certificates.
+//! `frames` and `stalled` what hyper and h2 leave open, `tls` the certificates.
 
 mod body;
 mod connection;
@@ -16,6 +16,7 @@ mod limits;
 mod local;
 mod room;
 mod serve;
+mod stalled;
 mod tls;
 
 pub use body::{Body, BodyError};
@@ -39,4 +40,6 @@ pub struct Peer {
     /// The address of the other end of the connection, which may be a proxy; `None` for a
     /// connection from within the process.
     pub address: Option<std::net::SocketAddr>,
+    /// Whether it showed a certificate that the listener asked for and accepted.
+    pub certified: bool,
 }

@@ -17,7 +17,8 @@ pub struct Limits {
     /// bounds how long an idle connection is kept; over HTTP/2 of the first.
     pub header_timeout: Duration,
     /// How long the body of a request may take as a whole, unless the service asks for it
-    /// [without a deadline](crate::Body::without_deadline).
+    /// [without a deadline](crate::Body::without_deadline). Over HTTP/1 also how long a peer may take
+    /// nothing of its answers; over HTTP/2 `keepalive` sees to that.
     pub body_timeout: Duration,
     /// How long a connection without an open request is kept.
     pub idle_timeout: Duration,

@@ -102,7 +102,10 @@ impl Listener {
             protocol,
             limits: Arc::clone(&limits),
             activity: Arc::clone(activity),
-            peer: Peer { address: peer },
+            peer: Peer {
+                address: peer,
+                certified: false,
+            },
             stop: shutdown.clone(),
         };
         loop {

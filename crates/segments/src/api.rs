@@ -234,7 +234,9 @@ impl SegmentServiceApi for Api {
             let Scope { id, slug } = self.workspace(&caller, &body.workspace).await?;
             let body = wire::resolve(body, self.settings.visibility_timeout)?;
             let (resolution, users) = match &body.audience {
-                Audience::Kept(kept) => resolutions::get_with_users(&self.store, id, *kept).await?,
+                Audience::Kept(kept) => {
+                    resolutions::read_again(&self.store, &caller, id, *kept).await?
+                }
                 Audience::Now(source, demands) => {
                     let wanted = resolutions::Wanted {
                         workspace: id,

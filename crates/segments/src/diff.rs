@@ -58,8 +58,9 @@ pub(crate) async fn stream(
     view: View,
 ) -> Result<Messages<DiffMessage>> {
     let store = &identities.store().acting_as(Role::Segments);
-    let (_, base) = resolutions::get_with_users(store, workspace, base).await?;
-    let (_, target) = resolutions::get_with_users(store, workspace, target).await?;
+    let caller = &limits.caller;
+    let (_, base) = resolutions::read_again(store, caller, workspace, base).await?;
+    let (_, target) = resolutions::read_again(store, caller, workspace, target).await?;
     let (tx, directory) = store
         .directory_snapshot("diff_resolutions", workspace)
         .await?;

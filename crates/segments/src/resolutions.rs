@@ -61,7 +61,7 @@ pub(crate) async fn make<M: Message>(
     )
     .await?;
     if let Some(id) = earlier {
-        return get_remembered(store, workspace, &id).await;
+        return get_remembered(store, caller, workspace, &id).await;
     }
     // Ahead of the transaction that keeps it, so that no call ever waits for a second connection
     // while it holds one. Workers that start together may each evaluate; the first one's is kept.
@@ -78,7 +78,7 @@ pub(crate) async fn make<M: Message>(
         wanted.defining,
     );
     let mut first = match attempt.await? {
-        Once::Done(id) => return get_remembered(store, workspace, &id).await,
+        Once::Done(id) => return get_remembered(store, caller, workspace, &id).await,
         Once::First(first) => first,
     };
     let new = NewResolution {
@@ -101,13 +101,14 @@ pub(crate) async fn make<M: Message>(
 
 async fn get_remembered(
     store: &Store,
+    caller: &Caller,
     workspace: WorkspaceId,
     id: &str,
 ) -> Result<(Described, UserSet)> {
     let id = id
         .parse()
         .map_err(|error: uuid::Error| Error::internal(error))?;
-    get_with_users(store, workspace, id).await
+    read_again(store, caller, workspace, id).await
 }
 
 /// Finds a kept resolution.
@@ -116,8 +117,31 @@ pub(crate) async fn get(store: &Store, workspace: WorkspaceId, id: Uuid) -> Resu
     describe(&mut conn, workspace, id).await
 }
 
+/// Finds a kept resolution with its users, for somebody who is about to read who they are: that is an
+/// event of the trail, as the resolution itself was.
+pub(crate) async fn read_again(
+    store: &Store,
+    caller: &Caller,
+    workspace: WorkspaceId,
+    id: Uuid,
+) -> Result<(Described, UserSet)> {
+    let found = get_with_users(store, workspace, id).await?;
+    let mut tx = store.begin_in("read_again", workspace).await?;
+    let resource = format!("resolution:{id}");
+    audit::append(
+        &mut tx,
+        Some(workspace),
+        caller.by(),
+        "resolution.read",
+        &resource,
+    )
+    .await?;
+    tx.commit().await?;
+    Ok(found)
+}
+
 /// Finds a kept resolution with its users.
-pub(crate) async fn get_with_users(
+async fn get_with_users(
     store: &Store,
     workspace: WorkspaceId,
     id: Uuid,

@@ -16,6 +16,7 @@ use muster_domain::{
     error::{Error, Kind, Result},
     name,
 };
+use muster_listener::Peer;
 use muster_storage::{
     Store, WorkspaceId,
     audit::By,
@@ -23,12 +24,14 @@ use muster_storage::{
     partners, workspaces,
 };
 use tokio::time::Instant;
-use tonic::{Request, Status, body::Body, transport::server::TcpConnectInfo};
+use tonic::{Request, Status, body::Body};
 use tower::{Layer, Service};
 use uuid::Uuid;
 
 use crate::{
     authorization::{Rule, Scopes, rule},
+    refusals::Refusals,
+    refused_calls::{OTHER_WORKSPACE, Refused},
     response::status,
 };
 
@@ -39,6 +42,8 @@ pub struct Caller {
     pub actor: String,
     /// The credential, to check again later.
     pub credential: Uuid,
+    /// The rpc that it was accepted for, as `/package.Service/Method`.
+    pub rpc: &'static str,
     /// What a service token may do; empty for a data import key.
     pub scopes: Scopes,
     /// The only workspace the caller may see.
@@ -80,7 +85,10 @@ impl Caller {
     pub async fn workspace(&self, store: &Store, slug: &str) -> Result<WorkspaceId> {
         match &self.bound_to {
             Some((id, own)) if slug.is_empty() || slug == own => Ok(*id),
-            Some(_) => Err(Error::not_found("workspace", slug)),
+            Some(_) => {
+                self.refused().tell(store, OTHER_WORKSPACE);
+                Err(Error::not_found("workspace", slug))
+            }
             None if slug.is_empty() => Err(Error::field("workspace", "must not be empty")),
             // Postgres would refuse some of what is no slug, such as a NUL, as a broken query.
             None if name::check_slug(slug).is_err() => Err(Error::not_found("workspace", slug)),
@@ -90,6 +98,16 @@ impl Caller {
                 let workspace = found.ok_or_else(|| Error::not_found("workspace", slug))?;
                 Ok(workspace.id)
             }
+        }
+    }
+
+    fn refused(&self) -> Refused {
+        Refused {
+            credential: self.credential,
+            actor: self.actor.clone(),
+            workspace: self.bound_to.as_ref().map(|(id, _)| *id),
+            peer: self.peer,
+            rpc: self.rpc,
         }
     }
 
@@ -138,12 +156,16 @@ pub fn credential_invalid() -> Error {
 #[derive(Debug, Clone)]
 pub struct AuthLayer {
     store: Store,
+    refusals: Refusals,
 }
 
 impl AuthLayer {
     /// Looks credentials up in a store.
     pub fn new(store: Store) -> Self {
-        Self { store }
+        Self {
+            store,
+            refusals: Refusals::default(),
+        }
     }
 }
 
@@ -153,7 +175,7 @@ impl<S> Layer<S> for AuthLayer {
     fn layer(&self, inner: S) -> Auth<S> {
         Auth {
             inner,
-            store: self.store.clone(),
+            door: self.clone(),
         }
     }
 }
@@ -162,7 +184,7 @@ impl<S> Layer<S> for AuthLayer {
 #[derive(Debug, Clone)]
 pub struct Auth<S> {
     inner: S,
-    store: Store,
+    door: AuthLayer,
 }
 
 impl<S> Service<HttpRequest<Body>> for Auth<S>
@@ -190,11 +212,11 @@ where
         // The service that was polled ready is the one to call.
         let next = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, next);
-        let store = self.store.clone();
+        let door = self.door.clone();
         Box::pin(async move {
-            match admit(&store, rule, request.headers()).await {
-                Ok(mut caller) => {
-                    caller.peer = peer(&request);
+            let peer = peer(&request);
+            match door.admit(rule, request.headers(), peer).await {
+                Ok(caller) => {
                     request.extensions_mut().insert(caller);
                     inner.call(request).await
                 }
@@ -205,16 +227,15 @@ where
 }
 
 /// The address that a request came from. A caller within the process, which no network can pass for,
-/// says for whom it calls.
+/// and one with a certificate, such as a bridge elsewhere, may say for whom it calls.
 fn peer(request: &HttpRequest<Body>) -> Option<IpAddr> {
-    let connection = request.extensions().get::<TcpConnectInfo>()?;
-    let address = match connection.remote_addr {
-        Some(address) => address.ip(),
-        None => {
-            let said = request.headers().get("muster-caller-address")?;
-            said.to_str().ok()?.parse().ok()?
-        }
+    let peer = request.extensions().get::<Peer>()?;
+    let said = match peer.address.is_none() || peer.certified {
+        true => request.headers().get("muster-caller-address"),
+        false => None,
     };
+    let said: Option<IpAddr> = said.and_then(|said| said.to_str().ok()?.parse().ok());
+    let address = said.or(peer.address.map(|address| address.ip()))?;
     Some(address.to_canonical())
 }
 
@@ -225,75 +246,119 @@ fn is_open(path: &str) -> bool {
         .any(|package| path.starts_with(package))
 }
 
-async fn admit(store: &Store, rule: &Rule, headers: &HeaderMap) -> Result<Caller> {
-    let mut connection = store.credential_connection().await?;
-    let admitted_at = Instant::now();
-    let partner_key = match headers.get("muster-partner-api-key") {
-        None => None,
-        Some(value) => {
-            let invalid = || {
+impl AuthLayer {
+    async fn admit(
+        &self,
+        rule: &'static Rule,
+        headers: &HeaderMap,
+        peer: Option<IpAddr>,
+    ) -> Result<Caller> {
+        let mut connection = self.store.credential_connection().await?;
+        let admitted_at = Instant::now();
+        let partner_key = match headers.get("muster-partner-api-key") {
+            None => None,
+            Some(value) => {
+                let invalid = || {
+                    Error::new(
+                        Kind::Unauthenticated,
+                        "PARTNER_API_KEY_INVALID",
+                        "the partner API key is not valid",
+                    )
+                };
+                let text = value.to_str().map_err(|_| invalid())?;
+                let key = self
+                    .look_up(&mut connection, text, CredentialKind::PartnerApiKey, peer)
+                    .await?;
+                Some(key.ok_or_else(invalid)?)
+            }
+        };
+        let bearer = headers
+            .get("authorization")
+            .and_then(|value| value.to_str().ok())
+            .and_then(|value| value.strip_prefix("Bearer "))
+            .ok_or_else(|| {
                 Error::new(
                     Kind::Unauthenticated,
-                    "PARTNER_API_KEY_INVALID",
-                    "the partner API key is not valid",
+                    "CREDENTIAL_MISSING",
+                    "the call needs `authorization: Bearer …` in its metadata",
                 )
-            };
-            let text = value.to_str().map_err(|_| invalid())?;
-            let key = look_up(&mut connection, text, CredentialKind::PartnerApiKey).await?;
-            Some(key.ok_or_else(invalid)?)
+            })?;
+        let kind = Secret::parse(bearer)
+            .map_err(|_| credential_invalid())?
+            .kind();
+        let credential = self
+            .look_up(&mut connection, bearer, kind, peer)
+            .await?
+            .ok_or_else(credential_invalid)?;
+        let refused = Refused {
+            credential: credential.id,
+            actor: credential.actor(),
+            workspace: credential.workspace.as_ref().map(|(id, _)| *id),
+            peer,
+            rpc: rule.rpc,
+        };
+        let caller =
+            authorize(credential.clone(), rule, admitted_at, peer).inspect_err(|error| {
+                // Others have no business with any rpc.
+                if error.kind == Kind::PermissionDenied {
+                    refused.tell(&self.store, error.reason);
+                }
+            })?;
+        if let (Some((workspace, _)), Some(partner)) = (&caller.bound_to, &caller.partner) {
+            if partner_key.is_some_and(|key| key.partner.as_ref() != Some(partner)) {
+                return Err(credential_invalid());
+            }
+            if !partners::is_enabled(&mut connection, *workspace, partner).await? {
+                let reason = "PARTNER_NOT_ENABLED";
+                self.refusals
+                    .tell(&mut connection, &credential, peer, reason)
+                    .await?;
+                return Err(Error::new(
+                    Kind::PermissionDenied,
+                    reason,
+                    "the workspace has not enabled the partner",
+                ));
+            }
         }
-    };
-    let bearer = headers
-        .get("authorization")
-        .and_then(|value| value.to_str().ok())
-        .and_then(|value| value.strip_prefix("Bearer "))
-        .ok_or_else(|| {
-            Error::new(
-                Kind::Unauthenticated,
-                "CREDENTIAL_MISSING",
-                "the call needs `authorization: Bearer …` in its metadata",
-            )
-        })?;
-    let kind = Secret::parse(bearer)
-        .map_err(|_| credential_invalid())?
-        .kind();
-    let credential = look_up(&mut connection, bearer, kind)
-        .await?
-        .ok_or_else(credential_invalid)?;
-    let caller = authorize(credential, rule, admitted_at)?;
-    if let (Some((workspace, _)), Some(partner)) = (&caller.bound_to, &caller.partner) {
-        if partner_key.is_some_and(|key| key.partner.as_ref() != Some(partner)) {
-            return Err(credential_invalid());
-        }
-        if !partners::is_enabled(&mut connection, *workspace, partner).await? {
-            return Err(Error::new(
-                Kind::PermissionDenied,
-                "PARTNER_NOT_ENABLED",
-                "the workspace has not enabled the partner",
-            ));
-        }
+        Ok(caller)
     }
-    Ok(caller)
+
+    /// The accepted credential of a kind that a secret stands for.
+    async fn look_up(
+        &self,
+        connection: &mut muster_storage::Connection,
+        text: &str,
+        kind: CredentialKind,
+        peer: Option<IpAddr>,
+    ) -> Result<Option<Credential>> {
+        let Ok(secret) = Secret::parse(text) else {
+            return Ok(None);
+        };
+        let found = credentials::find_by_digest(connection, &secret.digest()).await?;
+        let Some(credential) = found.filter(|found| found.kind == kind) else {
+            return Ok(None);
+        };
+        let reason = match credential.state {
+            State::Active => {
+                credentials::touch(connection, credential.id).await?;
+                return Ok(Some(credential));
+            }
+            State::Expired => "CREDENTIAL_EXPIRED",
+            State::Revoked => "CREDENTIAL_REVOKED",
+        };
+        self.refusals
+            .tell(connection, &credential, peer, reason)
+            .await?;
+        Ok(None)
+    }
 }
 
-/// The accepted credential of a kind that a secret stands for.
-async fn look_up(
-    connection: &mut muster_storage::Connection,
-    text: &str,
-    kind: CredentialKind,
-) -> Result<Option<Credential>> {
-    let Ok(secret) = Secret::parse(text) else {
-        return Ok(None);
-    };
-    let found = credentials::find_by_digest(connection, &secret.digest()).await?;
-    let accepted = found.filter(|found| found.kind == kind && found.state == State::Active);
-    if let Some(credential) = &accepted {
-        credentials::touch(connection, credential.id).await?;
-    }
-    Ok(accepted)
-}
-
-fn authorize(credential: Credential, rule: &Rule, admitted_at: Instant) -> Result<Caller> {
+fn authorize(
+    credential: Credential,
+    rule: &'static Rule,
+    admitted_at: Instant,
+    peer: Option<IpAddr>,
+) -> Result<Caller> {
     let scopes = match credential.kind {
         CredentialKind::ServiceToken => {
             let scopes = Scopes::parse(&credential.scopes)?;
@@ -320,10 +385,11 @@ fn authorize(credential: Credential, rule: &Rule, admitted_at: Instant) -> Resul
     Ok(Caller {
         actor: credential.actor(),
         credential: credential.id,
+        rpc: rule.rpc,
         scopes,
         bound_to: credential.workspace,
         partner: credential.partner,
         admitted_at,
-        peer: None,
+        peer,
     })
 }

@@ -13,9 +13,9 @@ use futures::future::BoxFuture;
 use http::{HeaderMap, Request, Response};
 use http_body_util::BodyExt as _;
 use muster_domain::error::{Error, Kind};
-use muster_listener::{BodyError, Peer};
+use muster_listener::BodyError;
 use prost::Message as _;
-use tonic::{Status, body::Body, transport::server::TcpConnectInfo};
+use tonic::{Status, body::Body};
 use tower::Service;
 
 use crate::response;
@@ -70,16 +70,10 @@ where
 
     fn call(&mut self, request: Request<muster_listener::Body>) -> Self::Future {
         let is_stream = self.streams.contains(request.uri().path());
-        let mut request = request.map(|body| match is_stream {
+        let request = request.map(|body| match is_stream {
             true => Body::new(body.without_deadline().map_err(broken)),
             false => Body::new(body.map_err(broken)),
         });
-        if let Some(Peer { address }) = request.extensions().get().copied() {
-            request.extensions_mut().insert(TcpConnectInfo {
-                local_addr: None,
-                remote_addr: address,
-            });
-        }
         let timeout = timeout(request.headers());
         let answer = self.inner.call(request);
         Box::pin(async move {

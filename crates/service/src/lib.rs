@@ -26,6 +26,8 @@ mod edge;
 pub mod once;
 pub mod outlet;
 pub mod page;
+mod refusals;
+mod refused_calls;
 pub mod response;
 pub mod server;
 pub mod telemetry;

@@ -1,10 +1,14 @@
 //! Identifiers of an import that had no effect, with their position; not capped.
 
+use std::collections::HashSet;
+
+use futures::TryStreamExt as _;
 use muster_domain::{
     error::Error,
     identifier::{Identifier, IdentifierKind, IdentifierRef},
     import::{Effect, MAX_BATCH_IDENTIFIERS},
 };
+use sha2::{Digest as _, Sha256};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
@@ -85,10 +89,11 @@ pub async fn insert(
         .iter()
         .map(|r| r.identifier.id.as_bytes())
         .collect();
+    let hashes: Vec<u8> = ids.iter().flat_map(|id| hash(id)).collect();
     sqlx::query!(
         "INSERT INTO import_rejected (workspace_id, import_id, first_offset, positions, reasons,
-                                      effects, kinds, labels, ids)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+                                      effects, kinds, labels, ids, hashes)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
         workspace.0,
         import_id,
         to_sql(first_offset),
@@ -98,6 +103,87 @@ pub async fn insert(
         &kinds,
         &labels as &[&[u8]],
         &ids as &[&[u8]],
+        &hashes,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// What stands for an id where lists are searched; several ids may share it.
+fn hash(id: &[u8]) -> [u8; 4] {
+    *Sha256::digest(id)
+        .first_chunk()
+        .expect("a digest is longer than that")
+}
+
+/// Erases identifiers, given by kind, label and id, from the lists of a workspace; position, reason,
+/// effect and kind stay, so that the accounting of those imports still adds up.
+///
+/// # Errors
+/// If the database fails.
+pub(crate) async fn forget(
+    conn: &mut PgConnection,
+    workspace: WorkspaceId,
+    kinds: &[i16],
+    labels: &[&[u8]],
+    ids: &[&[u8]],
+) -> Result<()> {
+    let wanted: HashSet<[u8; 4]> = ids.iter().map(|id| hash(id)).collect();
+    let (mut imports, mut offsets) = (Vec::new(), Vec::new());
+    {
+        let mut lists = sqlx::query!(
+            "SELECT import_id, first_offset, hashes FROM import_rejected WHERE workspace_id = $1",
+            workspace.0,
+        )
+        .fetch(&mut *conn);
+        while let Some(list) = lists.try_next().await? {
+            let may_have = list.hashes.is_none_or(|hashes| {
+                let mut hashes = hashes.as_chunks().0.iter();
+                hashes.any(|hash| wanted.contains(hash))
+            });
+            if may_have {
+                imports.push(list.import_id);
+                offsets.push(list.first_offset);
+            }
+        }
+    }
+    if imports.is_empty() {
+        return Ok(());
+    }
+    // Only lists that have one of them indeed are rewritten.
+    sqlx::query!(
+        "WITH erased (kind, label, id) AS MATERIALIZED (
+             SELECT kind, label, id
+             FROM unnest($2::smallint[], $3::bytea[], $4::bytea[]) AS erased (kind, label, id)
+         ), concerned (import_id, first_offset) AS MATERIALIZED (
+             SELECT DISTINCT r.import_id, r.first_offset
+             FROM unnest($5::text[], $6::bigint[]) AS candidate (import_id, first_offset)
+             JOIN import_rejected r USING (import_id, first_offset)
+             CROSS JOIN LATERAL unnest(r.kinds, r.labels, r.ids) AS sent (kind, label, id)
+             JOIN erased USING (kind, label, id)
+             WHERE r.workspace_id = $1
+         )
+         UPDATE import_rejected r
+         SET (labels, ids, hashes) = (
+             SELECT array_agg(CASE WHEN erased.id IS NULL THEN sent.label END ORDER BY position),
+                    array_agg(CASE WHEN erased.id IS NULL THEN sent.id END ORDER BY position),
+                    string_agg(CASE WHEN erased.id IS NULL AND sent.id IS NOT NULL
+                                    THEN substring(sha256(sent.id) FOR 4)
+                                    ELSE '\\x00000000' END, '' ORDER BY position)
+             FROM unnest(r.kinds, r.labels, r.ids)
+                  WITH ORDINALITY AS sent (kind, label, id, position)
+             LEFT JOIN erased USING (kind, label, id)
+         )
+         FROM concerned
+         WHERE r.workspace_id = $1 AND r.import_id = concerned.import_id
+           AND r.first_offset = concerned.first_offset",
+        workspace.0,
+        kinds,
+        labels as &[&[u8]],
+        ids as &[&[u8]],
+        &imports,
+        &offsets,
     )
     .execute(conn)
     .await?;

@@ -5,6 +5,7 @@
 use muster_domain::{
     error::Kind,
     identifier::IdentifierRef,
+    import::Effect,
     user_set::{Standing, UserSet},
 };
 use muster_storage::{
@@ -13,6 +14,7 @@ use muster_storage::{
         self, Conflict, Deleted, Identification, Identified, Match, Merge, Merged, Upserted,
         UserRecord,
     },
+    rejected::{self, Reason, Rejection},
     workspaces,
 };
 
@@ -360,14 +362,45 @@ async fn erasure_reaches_the_lists_of_rejected_identifiers() {
     .execute(&mut *sql)
     .await
     .unwrap();
+    for (offset, ids) in [(20, &["ann", "dan"][..]), (30, &["dan"])] {
+        let rejected: Vec<Rejection<'_>> = (offset..)
+            .zip(ids)
+            .map(|(position, id)| Rejection {
+                position,
+                reason: Reason::Unknown,
+                effect: Effect::Add,
+                identifier: IdentifierRef::external_id(id),
+            })
+            .collect();
+        rejected::insert(&mut sql, shop.id, "i", offset, &rejected)
+            .await
+            .unwrap();
+    }
     sql.commit().await.unwrap();
     shop.delete(&[external_id("ann")]).await;
     let mut sql = shop.store.connection().await.unwrap();
+    // As this build writes it: found by its hashes, of which those of the erased are gone.
+    let hash_is_gone: bool = sqlx::query_scalar(
+        "SELECT hashes = '\\x00000000'::bytea || substring(sha256('dan') FOR 4)
+         FROM import_rejected WHERE first_offset = 20",
+    )
+    .fetch_one(&mut *sql)
+    .await
+    .unwrap();
+    assert!(hash_is_gone);
+    let untouched: bool = sqlx::query_scalar(
+        "SELECT changed.xmin <> same.xmin FROM import_rejected changed, import_rejected same
+         WHERE changed.first_offset = 20 AND same.first_offset = 30",
+    )
+    .fetch_one(&mut *sql)
+    .await
+    .unwrap();
+    assert!(untouched, "a list without them was rewritten");
     let rows: Vec<(String, String, String)> = sqlx::query_as(
         "SELECT positions::text || reasons::text || effects::text || kinds::text,
                 (SELECT array_agg(convert_from(label, 'UTF8')) FROM unnest(labels) label)::text,
                 (SELECT array_agg(encode(id, 'escape')) FROM unnest(ids) id)::text
-         FROM import_rejected ORDER BY first_offset",
+         FROM import_rejected WHERE first_offset < 20 ORDER BY first_offset",
     )
     .fetch_all(&mut *sql)
     .await

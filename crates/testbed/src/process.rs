@@ -87,6 +87,20 @@ pub fn runs(pid: u32) -> bool {
         .is_ok_and(|stat| !stat.rsplit_once(')').unwrap().1.starts_with(" Z"))
 }
 
+/// The `muster` that was built beside the test.
+///
+/// # Panics
+/// If there is none.
+pub fn muster() -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let program = test.ancestors().nth(2).unwrap().join("muster");
+    assert!(
+        program.exists(),
+        "build it first: cargo build --package muster-cli"
+    );
+    program
+}
+
 /// A command line with nothing of our environment that a `muster` would take for its own.
 pub fn command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);

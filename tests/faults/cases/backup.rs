@@ -400,6 +400,7 @@ fn shop(grpc: &str, rest: &str, operator: &str) -> Shop {
         operator_token: operator.to_owned(),
         partner_api_key: String::new(),
         client_secret: String::new(),
+        tls: Default::default(),
     }
 }
 

@@ -8,6 +8,7 @@ use crate::{error::Result, global::Global, session::Session};
 mod audit;
 mod backup;
 mod cohort;
+mod connections;
 mod export;
 mod import;
 mod integration;

@@ -1,18 +1,14 @@
 //! `muster serve`: some of the servers, on a database that `muster migrate` has prepared.
 
-use std::{
-    collections::BTreeSet,
-    net::SocketAddr,
-    num::{NonZeroU32, NonZeroUsize},
-    path::PathBuf,
-};
+use std::{collections::BTreeSet, net::SocketAddr, num::NonZeroU32, path::PathBuf};
 
-use muster_listener::{Limits, Listener, Protocol, Tls, TlsFiles};
+use muster_listener::{Listener, Protocol, Tls, TlsFiles};
 use muster_storage::{Role, Store};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    command::connections::ConnectionArgs,
     database::{Database, DatabaseArgs},
     deployment::{self, Failure, Listeners, Server, Settings},
     error::{CliError, Result},
@@ -82,33 +78,8 @@ pub(crate) struct ServingArgs {
     /// Serve without TLS also where others can listen in
     #[arg(long, env = "MUSTER_INSECURE", hide_env_values = true)]
     insecure: bool,
-    /// Connections at once, on each listener
-    #[arg(
-        long,
-        env = "MUSTER_MAX_CONNECTIONS",
-        value_name = "N",
-        default_value = "1024",
-        hide_env_values = true
-    )]
-    max_connections: NonZeroUsize,
-    /// Connections at once from one address, on each listener [default: as many as there may be]
-    #[arg(
-        long,
-        env = "MUSTER_MAX_CONNECTIONS_PER_ADDRESS",
-        value_name = "N",
-        hide_env_values = true
-    )]
-    max_connections_per_address: Option<NonZeroUsize>,
-    /// How old a connection becomes before its peer is told to make another; open calls may then go on for as long again
-    #[arg(
-        long,
-        env = "MUSTER_CONNECTION_AGE",
-        value_name = "DURATION",
-        default_value = "1h",
-        value_parser = crate::when::positive_duration,
-        hide_env_values = true
-    )]
-    connection_age: std::time::Duration,
+    #[command(flatten)]
+    connections: ConnectionArgs,
     /// Address of the console [default: 127.0.0.1:7412, or a free port if that is taken]
     #[arg(
         long,
@@ -224,22 +195,8 @@ impl ServingArgs {
             },
             resolution_retention: self.resolution_retention,
             stream_idle: self.stream_idle,
-            limits: self.limits(),
+            limits: self.connections.limits(self.grace),
             upstream: None,
-        }
-    }
-
-    fn limits(&self) -> Limits {
-        let max_connections = self.max_connections.get();
-        Limits {
-            max_connections,
-            max_connections_per_address: self
-                .max_connections_per_address
-                .map_or(max_connections, NonZeroUsize::get),
-            connection_age: self.connection_age,
-            connection_grace: self.connection_age,
-            shutdown_grace: self.grace,
-            ..Limits::default()
         }
     }
 

@@ -25,11 +25,11 @@ use super::{
     by_id,
     draft::{self, Chosen, Condition, Draft, Group, Kind, Rule, Step},
     figures::{self, Figures},
-    partners::{self, Partner},
     path, segment,
 };
 use crate::{
     frame::{self, Frame, Notice, Section},
+    partners::{self, Partner},
     problem::Problem,
     session::Visitor,
     view::Count,

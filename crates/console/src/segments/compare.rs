@@ -15,11 +15,9 @@ use muster_proto::segments::v1::{
 use serde::Deserialize;
 use tonic::{Status, Streaming};
 
-use super::{
-    segment,
-    show::{Row, asked_by, askers},
-};
+use super::{segment, show::Row};
 use crate::{
+    actors::Actors,
     csv,
     frame::{self, Frame, Section},
     problem::Problem,
@@ -106,9 +104,9 @@ pub(crate) async fn show(
     Query(pair): Query<Pair>,
 ) -> Result<Response, Problem> {
     let segment = segment(&visitor, &id).await?;
-    let askers = askers(&visitor).await?;
+    let actors = Actors::of(&visitor).await?;
     let row = |resolution: Resolution| Row {
-        asked_by: asked_by(&askers, &resolution.created_by),
+        asked_by: actors.name(&resolution.created_by),
         resolution,
     };
     let base = row(resolution(&visitor, &pair.base).await?);

@@ -1,7 +1,5 @@
 //! One segment: what it is, how many it holds and held, and who was targeted with it when.
 
-use std::collections::HashMap;
-
 use askama::Template;
 use axum::{
     Form,
@@ -9,9 +7,8 @@ use axum::{
     response::{IntoResponse, Redirect, Response},
 };
 use muster_client::Refusal;
-use muster_proto::{
-    keys::v1::ListServiceTokensRequest,
-    segments::v1::{ArchiveSegmentRequest, ListResolutionsRequest, Resolution, Segment},
+use muster_proto::segments::v1::{
+    ArchiveSegmentRequest, ListResolutionsRequest, Resolution, Segment,
 };
 use prost_types::Timestamp;
 use serde::Deserialize;
@@ -25,6 +22,7 @@ use super::{
     path, segment,
 };
 use crate::{
+    actors::Actors,
     frame::{self, Frame, Notice, Section},
     problem::Problem,
     session::Visitor,
@@ -109,9 +107,9 @@ pub(crate) async fn show(
     (request.page_size, request.page_token) = (CHARTED, String::new());
     (request.since, request.until) = (None, None);
     let charted = client.list_resolutions(request).await?.into_inner();
-    let askers = askers(&visitor).await?;
+    let actors = Actors::of(&visitor).await?;
     let rows = listed.resolutions.into_iter().map(|resolution| Row {
-        asked_by: asked_by(&askers, &resolution.created_by),
+        asked_by: actors.name(&resolution.created_by),
         resolution,
     });
     let mut frame = visitor.frame(&segment.name, Section::Segments);
@@ -158,30 +156,6 @@ fn day(on: &str, zone: &str) -> Result<Option<(Timestamp, Timestamp)>, String> {
         nanos: 0,
     };
     Ok(Some((at(begin), at(begin + Duration::days(1)))))
-}
-
-/// What the service tokens are called, by id; nothing for who may not see them.
-pub(crate) async fn askers(visitor: &Visitor) -> Result<HashMap<String, String>, Problem> {
-    let request = ListServiceTokensRequest {
-        page_size: 1_000,
-        ..Default::default()
-    };
-    let mut client = visitor.connection().integrations();
-    let listed = client.list_service_tokens(request).await;
-    match listed.map_err(Refusal::from) {
-        Ok(listed) => {
-            let tokens = listed.into_inner().tokens.into_iter();
-            Ok(tokens.map(|token| (token.token_id, token.label)).collect())
-        }
-        Err(refusal) if refusal.code == Code::PermissionDenied => Ok(HashMap::new()),
-        Err(refusal) => Err(refusal.into()),
-    }
-}
-
-/// Who asked, as people know them.
-pub(crate) fn asked_by(askers: &HashMap<String, String>, actor: &str) -> String {
-    let label = actor.split_once(':').and_then(|(_, id)| askers.get(id));
-    label.cloned().unwrap_or_else(|| actor.to_owned())
 }
 
 #[derive(Deserialize)]

@@ -85,9 +85,11 @@ async fn a_bound_token_cannot_see_another_workspace() {
     let tokens: Vec<_> = tokens.iter().map(|one| &one.token_id).collect();
     assert_eq!(tokens, [&own_token.token_id]);
     let events = integrations.list_audit_events(pb::ListAuditEventsRequest::default());
-    let events = events.await.unwrap().into_inner().events;
-    assert_eq!(events.len(), 3);
+    let mut events = events.await.unwrap().into_inner().events;
     assert!(events.iter().all(|event| event.workspace == "acme"));
+    // Its refusals above may be told already or not.
+    events.retain(|event| event.action != "call.refuse");
+    assert_eq!(events.len(), 3);
 
     // Its own workspace needs no name.
     let created = keys.create_key(new_key("", "")).await.unwrap().into_inner();

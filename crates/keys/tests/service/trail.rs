@@ -115,6 +115,33 @@ async fn a_refused_change_leaves_no_event() {
 }
 
 #[tokio::test]
+async fn a_call_with_a_revoked_credential_is_on_record_once() {
+    let muster = Muster::with_integration().await;
+    let (token, secret) = muster.token("acme", &["*"]).await;
+    let revoke = pb::RevokeServiceTokenRequest {
+        token_id: token.token_id.clone(),
+        ..Default::default()
+    };
+    let mut operator = muster.operator.integrations();
+    operator.revoke_service_token(revoke).await.unwrap();
+    let before = muster.trail().await.len();
+    let mut revoked = muster.with(&secret).integrations();
+    for _ in 0..3 {
+        let request = pb::ListWorkspacesRequest::default();
+        revoked.list_workspaces(request).await.unwrap_err();
+    }
+    let trail = muster.trail().await;
+    let [told] = &trail[before..] else {
+        panic!("one event: {trail:?}");
+    };
+    let actor = format!("service_token:{}", token.token_id);
+    assert_eq!((&*told.actor, &*told.resource), (&*actor, &*actor));
+    assert_eq!(told.action, "service_token.use");
+    assert_eq!(told.refusal, "CREDENTIAL_REVOKED");
+    assert_eq!(told.workspace, "acme");
+}
+
+#[tokio::test]
 async fn the_trail_is_cut_by_time_and_workspace() {
     let muster = Muster::with_integration().await;
     muster.workspace("umbrella").await;

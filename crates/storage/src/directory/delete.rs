@@ -4,7 +4,7 @@ use muster_domain::{identifier::IdentifierRef, user_set::UserSet};
 use sqlx::PgConnection;
 
 use super::change::{Changed, lock, look_up, numbers};
-use crate::{Result, WorkspaceId};
+use crate::{Result, WorkspaceId, rejected};
 
 /// What became of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,48 +70,5 @@ async fn erase(
     let kinds: Vec<i16> = erased.iter().map(|row| row.kind).collect();
     let labels: Vec<&[u8]> = erased.iter().map(|row| row.label.as_bytes()).collect();
     let ids: Vec<&[u8]> = erased.iter().map(|row| row.id.as_bytes()).collect();
-    forget_rejected(conn, workspace, &kinds, &labels, &ids).await
-}
-
-/// Erases identifiers from the lists of rejected ones, label and id; position, reason, effect and
-/// kind stay, so that the accounting of those imports still adds up.
-async fn forget_rejected(
-    conn: &mut PgConnection,
-    workspace: WorkspaceId,
-    kinds: &[i16],
-    labels: &[&[u8]],
-    ids: &[&[u8]],
-) -> Result<()> {
-    // The first pass finds the few rows concerned with one hash join over all entries; only those
-    // are taken apart again to be rewritten.
-    sqlx::query!(
-        "WITH erased (kind, label, id) AS MATERIALIZED (
-             SELECT kind, label, id
-             FROM unnest($2::smallint[], $3::bytea[], $4::bytea[]) AS erased (kind, label, id)
-         ), concerned (import_id, first_offset) AS MATERIALIZED (
-             SELECT DISTINCT r.import_id, r.first_offset
-             FROM import_rejected r
-             CROSS JOIN LATERAL unnest(r.kinds, r.labels, r.ids) AS sent (kind, label, id)
-             JOIN erased USING (kind, label, id)
-             WHERE r.workspace_id = $1
-         )
-         UPDATE import_rejected r
-         SET (labels, ids) = (
-             SELECT array_agg(CASE WHEN erased.id IS NULL THEN sent.label END ORDER BY position),
-                    array_agg(CASE WHEN erased.id IS NULL THEN sent.id END ORDER BY position)
-             FROM unnest(r.kinds, r.labels, r.ids)
-                  WITH ORDINALITY AS sent (kind, label, id, position)
-             LEFT JOIN erased USING (kind, label, id)
-         )
-         FROM concerned
-         WHERE r.workspace_id = $1 AND r.import_id = concerned.import_id
-           AND r.first_offset = concerned.first_offset",
-        workspace.0,
-        kinds,
-        labels as &[&[u8]],
-        ids as &[&[u8]],
-    )
-    .execute(conn)
-    .await?;
-    Ok(())
+    rejected::forget(conn, workspace, &kinds, &labels, &ids).await
 }

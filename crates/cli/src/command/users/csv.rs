@@ -4,7 +4,9 @@
 //! separated by `;`). Values are taken byte for byte; nothing is trimmed, because identifiers are
 //! exact. A file with a column `user_no` is an audience that Muster wrote: then `aliases` (JSON) and
 //! `device_ids` are known, too, and what was put in front of values for spreadsheet programs
-//! ([`spreadsheet`]) is taken off. A row that cannot be read is a refused row with its line, never the end of the file.
+//! ([`spreadsheet`]) is taken off. A row that cannot be read is a refused row with its line, not the
+//! end of the file, unless it is larger than any row can be: then a quote is open, and so would be the
+//! rest of the file in memory.
 
 use std::io::{self, Read};
 
@@ -12,6 +14,12 @@ use csv::{ByteRecord, ReaderBuilder, Terminator};
 use muster_domain::spreadsheet;
 use muster_proto::users::v1::{Alias, UserRecord};
 use serde::Deserialize;
+
+/// A row of so many bytes is read; of one with this and a buffer more, nobody reads the end.
+const MAX_ROW_BYTES: usize = 1024 * 1024;
+
+/// How much is read at once, in bytes.
+const BUFFER_BYTES: usize = 256 * 1024;
 
 /// What a column holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,7 +70,7 @@ impl<R: Read> UserReader<R> {
             // Lines are counted by their ends, so a row has to end with its line feed, not with the
             // carriage return before it, which is taken off the last value instead.
             .terminator(Terminator::Any(b'\n'))
-            .buffer_capacity(256 * 1024)
+            .buffer_capacity(BUFFER_BYTES)
             .from_reader(Terminated::new(source));
         let mut record = ByteRecord::new();
         match csv.read_byte_record(&mut record) {
@@ -176,10 +184,12 @@ impl<R: Read> Iterator for UserReader<R> {
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
+            let line = self.csv.position().line();
+            self.csv.get_mut().within_row = 0;
             match self.csv.read_byte_record(&mut self.record) {
                 Ok(true) => {}
                 Ok(false) => return None,
-                Err(error) => return Some(Err(error.to_string())),
+                Err(error) => return Some(Err(format!("from line {line} on: {error}"))),
             }
             // The csv crate passes over empty lines; with a carriage return they are as empty.
             if self.record.len() != 1 || &self.record[0] != b"\r" {
@@ -212,6 +222,8 @@ struct Terminated<R> {
     last: u8,
     /// The end of the file has been read; then a row that comes is one that nothing terminates.
     exhausted: bool,
+    /// How many bytes were read since somebody began to look for the end of a row.
+    within_row: usize,
 }
 
 impl<R> Terminated<R> {
@@ -220,13 +232,20 @@ impl<R> Terminated<R> {
             source,
             last: b'\n',
             exhausted: false,
+            within_row: 0,
         }
     }
 }
 
 impl<R: Read> Read for Terminated<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.within_row >= MAX_ROW_BYTES + BUFFER_BYTES {
+            return Err(io::Error::other(
+                "the row is larger than 1 MiB: is a closing quote missing?",
+            ));
+        }
         let count = self.source.read(buffer)?;
+        self.within_row += count;
         if count > 0 {
             self.last = buffer[count - 1];
             return Ok(count);
@@ -368,6 +387,32 @@ mod tests {
         assert_eq!(lines(&rows), [2, 4]);
         assert!(rows[0].user.clone().unwrap_err().contains("2 lines"));
         assert_eq!(rows[1].user.as_ref().unwrap().external_id, "u2");
+    }
+
+    #[test]
+    fn a_row_without_an_end_is_not_read_to_the_end_of_the_file() {
+        let mut text = "external_id\nu1\n\"u2\n".to_owned();
+        // As long as a row may be, it is one that swallowed others.
+        let fill = |text: &mut String, bytes| {
+            while text.len() < bytes {
+                text.push_str("u3\n");
+            }
+        };
+        fill(&mut text, MAX_ROW_BYTES);
+        let rows = read(&text);
+        assert_eq!(lines(&rows), [2, 3]);
+        // Beyond, reading ends, however much there is.
+        fill(&mut text, 4 * MAX_ROW_BYTES);
+        let endless = text.as_bytes().chain(io::repeat(b'x'));
+        let mut reader = UserReader::new(endless, false).unwrap();
+        assert!(reader.next().unwrap().is_ok());
+        let error = reader.next().unwrap().unwrap_err();
+        assert!(
+            error.contains("line 3") && error.contains("1 MiB"),
+            "{error}"
+        );
+        let header = format!("\"{}", "x".repeat(4 * MAX_ROW_BYTES));
+        assert!(refusal(&header).contains("1 MiB"));
     }
 
     #[test]
