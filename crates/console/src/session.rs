@@ -284,7 +284,7 @@ pub(crate) async fn required(
         lock(&session.desk).seen = Instant::now();
     }
     let visit = Visit {
-        connection: presented(&session.connection, &request),
+        connection: presented(&session.connection, request.extensions().get()),
         session: Arc::clone(&session),
         live,
     };
@@ -316,8 +316,7 @@ pub(crate) async fn required(
 }
 
 /// A connection that says where a request came from, for the audit trail.
-pub(crate) fn presented(connection: &Connection, request: &Request) -> Connection {
-    let peer = request.extensions().get::<Peer>();
+pub(crate) fn presented(connection: &Connection, peer: Option<&Peer>) -> Connection {
     match peer.and_then(|peer| peer.address) {
         Some(address) => connection.presented_from(address.ip()),
         None => connection.clone(),

@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use askama::Template;
 use axum::{
-    Form,
+    Extension, Form,
     extract::{Query, Request, State},
     response::{IntoResponse, Redirect, Response},
 };
 use http::{HeaderMap, Method, StatusCode, header::SET_COOKIE};
 use muster_client::{Credential, Refusal};
 use muster_domain::credential::{Kind, Secret};
+use muster_listener::Peer;
 use muster_proto::keys::v1::ListWorkspacesRequest;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
@@ -112,6 +113,7 @@ pub(crate) struct Attempt {
 /// Opens a session, under an id that nobody knew before, if the servers accept the token.
 pub(crate) async fn sign_in(
     State(console): State<Arc<Console>>,
+    peer: Option<Extension<Peer>>,
     headers: HeaderMap,
     Form(attempt): Form<Attempt>,
 ) -> Response {
@@ -120,7 +122,7 @@ pub(crate) async fn sign_in(
         return Problem::forged().into_response();
     }
     let next = own_path(&attempt.next);
-    let cookie = match console.admit(attempt.token.trim()).await {
+    let cookie = match console.admit(attempt.token.trim(), peer.as_deref()).await {
         Ok(cookie) => cookie,
         Err(error) => {
             let page = Page {
@@ -169,7 +171,7 @@ pub(crate) async fn sign_out(State(console): State<Arc<Console>>, visit: Visit) 
 
 impl Console {
     /// Checks a token and opens a session for it; the error is for the person.
-    async fn admit(&self, token: &str) -> Result<http::HeaderValue, String> {
+    async fn admit(&self, token: &str, peer: Option<&Peer>) -> Result<http::HeaderValue, String> {
         let secret = Secret::parse(token).map_err(|error| {
             format!("This is not a token of Muster: {error}. Copy the whole of it.")
         })?;
@@ -191,7 +193,8 @@ impl Console {
             }
         }
         let credential = Credential::bearer(token).map_err(|error| error.to_string())?;
-        let connection = self.servers.with_credential(credential);
+        let servers = self.servers.with_credential(credential);
+        let connection = session::presented(&servers, peer);
         let request = ListWorkspacesRequest {
             page_size: 1,
             ..ListWorkspacesRequest::default()
@@ -212,7 +215,7 @@ impl Console {
             });
         }
         let hint = format!("mst_{}_…{}", secret.kind().tag(), secret.hint());
-        Ok(self.sessions.open(connection, hint))
+        Ok(self.sessions.open(servers, hint))
     }
 }
 
