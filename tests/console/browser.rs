@@ -203,11 +203,10 @@ impl Browser {
         list.select_by_visible_text(words).await.unwrap();
     }
 
-    /// Keeps the page from bringing itself up to date.
-    pub(crate) async fn hold_still(&self) {
-        let still =
-            "for (const part of document.querySelectorAll('[data-live]')) part.dataset.live = 0";
-        self.script(still).await;
+    /// Puts the focus on something, as if somebody was about to press it.
+    pub(crate) async fn focus(&self, css: &str) {
+        let focus = format!("document.querySelector({}).focus()", json!(css));
+        self.script(&focus).await;
     }
 
     pub(crate) async fn script(&self, script: &str) -> Value {

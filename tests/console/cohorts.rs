@@ -287,14 +287,15 @@ pub(crate) async fn a_held_replacement_is_confirmed_or_aborted(stage: &Stage) {
     held("fewer", 45).await;
     browser.until_it_says("A replacement waits for you").await;
     browser.look("cohort-waiting").await;
-    // By the time somebody decides, it was decided: they are told, and nothing happens.
+    // By the time somebody decides, it was decided: what they are about to press stays where it is,
+    // they are told, and nothing happens.
     let abort = "//form[contains(@action, 'abort')]//button";
     let aborted = muster_proto::ingest::v1::AbortImportRequest {
         workspace: WORKSPACE.into(),
         import_id: "fewer".into(),
         request_id: String::new(),
     };
-    browser.hold_still().await;
+    browser.focus(".waits button.primary").await;
     muster
         .operator
         .ingest()

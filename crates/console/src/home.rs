@@ -30,7 +30,7 @@ use crate::{
     frame::{self, Frame, Section},
     problem::Problem,
     session::Visitor,
-    view::{self, When},
+    view::{self, Count, When},
 };
 
 /// How soon the page looks for news, in seconds.
