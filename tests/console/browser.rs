@@ -217,6 +217,7 @@ impl Browser {
     /// Looks at the whole page in both widths and colour schemes, keeps pictures, and lets axe check
     /// it, once in either width and either scheme.
     pub(crate) async fn look(&self, name: &str) {
+        self.driver.execute(&self.axe, Vec::new()).await.unwrap();
         for width in WIDTHS {
             self.resize(width, HEIGHT).await;
             let wider = "return document.documentElement.scrollWidth - innerWidth";
@@ -279,7 +280,6 @@ impl Browser {
     }
 
     async fn check(&self, page: &str) {
-        self.driver.execute(&self.axe, Vec::new()).await.unwrap();
         let script = "const done = arguments[0];
             const tags = ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa', 'best-practice'];
             axe.run(document, { runOnly: { type: 'tag', values: tags } }).then((result) => done(

@@ -285,6 +285,7 @@ pub(crate) async fn a_held_replacement_is_confirmed_or_aborted(stage: &Stage) {
     browser.until_it_says("aborted").await;
     assert_eq!(muster.cohort("vip").await.member_count, Some(250));
     held("fewer", 45).await;
+    browser.reload().await;
     browser.until_it_says("A replacement waits for you").await;
     browser.look("cohort-waiting").await;
     // By the time somebody decides, it was decided: what they are about to press stays where it is,
@@ -342,7 +343,7 @@ pub(crate) async fn ten_thousand_cohorts_are_searched_sorted_and_paged(stage: &S
          INSERT INTO cohort_version (workspace_id, cohort_id, version, import_id, member_count,
                                      added_count, removed_count, received_count, matched_count)
          SELECT workspace_id, cohort_id, v, 'i', member_count * v / 20, 0, 0, 100, 90 + v / 2
-         FROM cohort JOIN workspace USING (workspace_id), generate_series(1, 20) v
+         FROM cohort JOIN workspace USING (workspace_id), generate_series(11, 20) v
          WHERE slug = 'crowd';
          ANALYZE cohort; ANALYZE cohort_version;",
     )

@@ -39,8 +39,10 @@ macro_rules! journeys {
                 if words.is_empty() || words.iter().any(|word| name.contains(word.as_str())) {
                     stage.browser.forget().await;
                     let journey = std::panic::AssertUnwindSafe($module::$name(stage));
+                    let began = std::time::Instant::now();
                     let ended = journey.catch_unwind().await;
-                    println!("{} {name}", if ended.is_ok() { "ok    " } else { "BROKEN" });
+                    let how = if ended.is_ok() { "ok    " } else { "BROKEN" };
+                    println!("{how} {:5.1} s {name}", began.elapsed().as_secs_f32());
                     broken += usize::from(ended.is_err());
                 }
             })*
