@@ -69,6 +69,7 @@ journeys![
     segments::who_was_targeted_is_compared_downloaded_and_explained,
     home::it_says_what_waits_what_came_in_and_what_fails,
     home::what_the_token_may_not_see_is_said_in_its_place,
+    home::servers_out_of_reach_are_said_so_and_end_no_session,
 ];
 
 #[tokio::main]

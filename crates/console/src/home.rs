@@ -12,7 +12,7 @@ use std::time::Duration;
 use askama::Template;
 use axum::response::Response;
 use futures::future::join_all;
-use muster_client::{Connection, Health};
+use muster_client::{Connection, Health, Refusal};
 use muster_proto::ingest::v1::{
     Cohort, CohortOrder, ImportState, ListCohortsRequest, ListImportsRequest,
 };
@@ -109,10 +109,14 @@ fn part<T>(found: Result<T, Status>) -> Result<Part<T>, Problem> {
         Err(status) if status.code() == Code::PermissionDenied => {
             Ok(Err("Your token may not see all of this.".to_owned()))
         }
-        Err(status) => Ok(Err(format!(
-            "The servers cannot say: {}.",
-            status.message()
-        ))),
+        Err(status) => {
+            let refusal = Refusal::from(status);
+            Ok(Err(if refusal.connection_lost {
+                "The servers cannot be asked now.".to_owned()
+            } else {
+                format!("The servers cannot say: {}.", refusal.message)
+            }))
+        }
     }
 }
 
