@@ -26,15 +26,12 @@ use self::{
     failing::{Failing, failing},
 };
 use crate::{
-    cohorts::{self, Waiting},
+    cohorts::{self, LOOK_FOR_NEWS, Waiting},
     frame::{self, Frame, Section},
     problem::Problem,
     session::Visitor,
     view::{self, Count, When},
 };
-
-/// How soon the page looks for news, in seconds.
-const LOOK_FOR_NEWS: u32 = 10;
 
 /// What "today" means, in every zone alike.
 const TODAY: time::Duration = time::Duration::hours(24);
