@@ -107,7 +107,6 @@ pub(crate) async fn an_export_arrives_and_is_found_by_the_name_of_its_file(stage
         ))
         .await;
     browser.until_it_says("No cohort matches").await;
-    browser.look("cohorts-none").await;
     let nowhere = "/w/shop/cohort?partner=tinyclues&id=nowhere";
     browser.go(&format!("{}{nowhere}", muster.console)).await;
     browser.until_it_says("There is nothing here").await;

@@ -97,7 +97,6 @@ pub(crate) async fn what_the_token_may_not_see_is_said_in_its_place(stage: &Stag
         .until_it_says("Your token may not see all of this")
         .await;
     browser.until_it_says("Servers").await;
-    browser.look("home-few-rights").await;
     browser
         .go(&format!("{}/w/shop/cohorts", muster.console))
         .await;
