@@ -203,11 +203,10 @@ impl Browser {
         list.select_by_visible_text(words).await.unwrap();
     }
 
-    /// Keeps the page from bringing itself up to date.
-    pub(crate) async fn hold_still(&self) {
-        let still =
-            "for (const part of document.querySelectorAll('[data-live]')) part.dataset.live = 0";
-        self.script(still).await;
+    /// Puts the focus on something, as if somebody was about to press it.
+    pub(crate) async fn focus(&self, css: &str) {
+        let focus = format!("document.querySelector({}).focus()", json!(css));
+        self.script(&focus).await;
     }
 
     pub(crate) async fn script(&self, script: &str) -> Value {
@@ -218,6 +217,7 @@ impl Browser {
     /// Looks at the whole page in both widths and colour schemes, keeps pictures, and lets axe check
     /// it, once in either width and either scheme.
     pub(crate) async fn look(&self, name: &str) {
+        self.driver.execute(&self.axe, Vec::new()).await.unwrap();
         for width in WIDTHS {
             self.resize(width, HEIGHT).await;
             let wider = "return document.documentElement.scrollWidth - innerWidth";
@@ -280,7 +280,6 @@ impl Browser {
     }
 
     async fn check(&self, page: &str) {
-        self.driver.execute(&self.axe, Vec::new()).await.unwrap();
         let script = "const done = arguments[0];
             const tags = ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa', 'best-practice'];
             axe.run(document, { runOnly: { type: 'tag', values: tags } }).then((result) => done(

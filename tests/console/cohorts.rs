@@ -107,7 +107,6 @@ pub(crate) async fn an_export_arrives_and_is_found_by_the_name_of_its_file(stage
         ))
         .await;
     browser.until_it_says("No cohort matches").await;
-    browser.look("cohorts-none").await;
     let nowhere = "/w/shop/cohort?partner=tinyclues&id=nowhere";
     browser.go(&format!("{}{nowhere}", muster.console)).await;
     browser.until_it_says("There is nothing here").await;
@@ -285,16 +284,18 @@ pub(crate) async fn a_held_replacement_is_confirmed_or_aborted(stage: &Stage) {
     browser.until_it_says("aborted").await;
     assert_eq!(muster.cohort("vip").await.member_count, Some(250));
     held("fewer", 45).await;
+    browser.reload().await;
     browser.until_it_says("A replacement waits for you").await;
     browser.look("cohort-waiting").await;
-    // By the time somebody decides, it was decided: they are told, and nothing happens.
+    // By the time somebody decides, it was decided: what they are about to press stays where it is,
+    // they are told, and nothing happens.
     let abort = "//form[contains(@action, 'abort')]//button";
     let aborted = muster_proto::ingest::v1::AbortImportRequest {
         workspace: WORKSPACE.into(),
         import_id: "fewer".into(),
         request_id: String::new(),
     };
-    browser.hold_still().await;
+    browser.focus(".waits button.primary").await;
     muster
         .operator
         .ingest()
@@ -341,7 +342,7 @@ pub(crate) async fn ten_thousand_cohorts_are_searched_sorted_and_paged(stage: &S
          INSERT INTO cohort_version (workspace_id, cohort_id, version, import_id, member_count,
                                      added_count, removed_count, received_count, matched_count)
          SELECT workspace_id, cohort_id, v, 'i', member_count * v / 20, 0, 0, 100, 90 + v / 2
-         FROM cohort JOIN workspace USING (workspace_id), generate_series(1, 20) v
+         FROM cohort JOIN workspace USING (workspace_id), generate_series(11, 20) v
          WHERE slug = 'crowd';
          ANALYZE cohort; ANALYZE cohort_version;",
     )

@@ -1,8 +1,17 @@
 //! The first page of a workspace.
 
+use std::collections::BTreeSet;
+
+use muster_cli::deployment::{self, Listeners, Server, Settings};
+use muster_client::Connection;
 use muster_proto::keys::v1::CreateServiceTokenRequest;
-use muster_tests::WORKSPACE;
+use muster_tests::{
+    WORKSPACE,
+    proxy::{Proxy, Trouble, Way},
+};
 use serde_json::json;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     Stage,
@@ -88,9 +97,46 @@ pub(crate) async fn what_the_token_may_not_see_is_said_in_its_place(stage: &Stag
         .until_it_says("Your token may not see all of this")
         .await;
     browser.until_it_says("Servers").await;
-    browser.look("home-few-rights").await;
     browser
         .go(&format!("{}/w/shop/cohorts", muster.console))
         .await;
     browser.until_it_says("Your token may not do this").await;
+}
+
+pub(crate) async fn servers_out_of_reach_are_said_so_and_end_no_session(stage: &Stage) {
+    let (muster, browser) = (&stage.muster, &stage.browser);
+    // A console of its own, as `muster serve console` runs it.
+    let proxy = Proxy::start(&muster.grpc, Vec::new()).await;
+    let listeners = Listeners {
+        console: Some(TcpListener::bind("127.0.0.1:0").await.unwrap().into()),
+        grpc: None,
+        rest: None,
+    };
+    let console = listeners.console_url().unwrap();
+    let settings = Settings {
+        servers: BTreeSet::from([Server::Console]),
+        upstream: Some(Connection::new(&proxy.url, None).unwrap()),
+        ..Settings::default()
+    };
+    let shutdown = CancellationToken::new();
+    let running = tokio::spawn(deployment::run(settings, None, listeners, shutdown.clone()));
+    browser.go(&format!("{console}/w/calm")).await;
+    browser.write("#token", &muster.operator_token).await;
+    browser.press("Sign in").await;
+    browser.until_it_says("Nothing waits for you").await;
+    proxy.strike(Way::ToServer, Trouble::Cut);
+    drop(proxy);
+    browser.reload().await;
+    browser
+        .until_it_says("The servers cannot be asked now")
+        .await;
+    let said = browser.text().await;
+    assert!(said.contains("Users\nout of reach"), "{said}");
+    browser.look("home-out-of-reach").await;
+    browser.press("Cohorts").await;
+    browser.until_it_says("The servers are out of reach").await;
+    browser.look("out-of-reach").await;
+    assert!(browser.text().await.contains("Sign out"));
+    shutdown.cancel();
+    running.await.unwrap().unwrap();
 }

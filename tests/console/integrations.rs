@@ -25,7 +25,6 @@ pub(crate) async fn a_key_is_generated_shown_once_and_invalidated(stage: &Stage)
         !browser.source().await.contains(&secret),
         "it is shown once"
     );
-    browser.look("key-secret-shown").await;
     browser.press("To the keys").await;
     browser.until_it_says(label).await;
     browser.press(&format!("Invalidate {}", "<b>spring")).await;
@@ -39,7 +38,6 @@ pub(crate) async fn a_key_is_generated_shown_once_and_invalidated(stage: &Stage)
     browser
         .until_it_says("nothing sent with it is published any more")
         .await;
-    browser.look("integration-notice").await;
 }
 
 pub(crate) async fn the_page_notices_the_first_call_by_itself(stage: &Stage) {

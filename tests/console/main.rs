@@ -39,8 +39,10 @@ macro_rules! journeys {
                 if words.is_empty() || words.iter().any(|word| name.contains(word.as_str())) {
                     stage.browser.forget().await;
                     let journey = std::panic::AssertUnwindSafe($module::$name(stage));
+                    let began = std::time::Instant::now();
                     let ended = journey.catch_unwind().await;
-                    println!("{} {name}", if ended.is_ok() { "ok    " } else { "BROKEN" });
+                    let how = if ended.is_ok() { "ok    " } else { "BROKEN" };
+                    println!("{how} {:5.1} s {name}", began.elapsed().as_secs_f32());
                     broken += usize::from(ended.is_err());
                 }
             })*
@@ -67,6 +69,7 @@ journeys![
     segments::who_was_targeted_is_compared_downloaded_and_explained,
     home::it_says_what_waits_what_came_in_and_what_fails,
     home::what_the_token_may_not_see_is_said_in_its_place,
+    home::servers_out_of_reach_are_said_so_and_end_no_session,
 ];
 
 #[tokio::main]

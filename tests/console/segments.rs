@@ -55,7 +55,6 @@ pub(crate) async fn a_segment_is_built_by_keyboard_with_live_counts(stage: &Stag
     browser
         .until_it_says("Choose a cohort to see the count")
         .await;
-    browser.look("builder-empty").await;
     browser.tab_to("#name").await;
     browser.keys("Shoes, no hats").await;
     browser.tab_to("#g0c0-partner").await;

@@ -12,7 +12,7 @@ use std::time::Duration;
 use askama::Template;
 use axum::response::Response;
 use futures::future::join_all;
-use muster_client::{Connection, Health};
+use muster_client::{Connection, Health, Refusal};
 use muster_proto::ingest::v1::{
     Cohort, CohortOrder, ImportState, ListCohortsRequest, ListImportsRequest,
 };
@@ -26,15 +26,12 @@ use self::{
     failing::{Failing, failing},
 };
 use crate::{
-    cohorts::{self, Waiting},
+    cohorts::{self, LOOK_FOR_NEWS, Waiting},
     frame::{self, Frame, Section},
     problem::Problem,
     session::Visitor,
-    view::{self, When},
+    view::{self, Count, When},
 };
-
-/// How soon the page looks for news, in seconds.
-const LOOK_FOR_NEWS: u32 = 10;
 
 /// What "today" means, in every zone alike.
 const TODAY: time::Duration = time::Duration::hours(24);
@@ -109,10 +106,14 @@ fn part<T>(found: Result<T, Status>) -> Result<Part<T>, Problem> {
         Err(status) if status.code() == Code::PermissionDenied => {
             Ok(Err("Your token may not see all of this.".to_owned()))
         }
-        Err(status) => Ok(Err(format!(
-            "The servers cannot say: {}.",
-            status.message()
-        ))),
+        Err(status) => {
+            let refusal = Refusal::from(status);
+            Ok(Err(if refusal.connection_lost {
+                "The servers cannot be asked now.".to_owned()
+            } else {
+                format!("The servers cannot say: {}.", refusal.message)
+            }))
+        }
     }
 }
 

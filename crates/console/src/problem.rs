@@ -130,7 +130,11 @@ impl From<Refusal> for Problem {
             Code::Unavailable | Code::Cancelled => Self::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "The servers are out of reach",
-                format!("They said: {}. Try again in a moment.", refusal.message),
+                if refusal.connection_lost {
+                    "Nobody answers. Try again in a moment.".to_owned()
+                } else {
+                    format!("They said: {}. Try again in a moment.", refusal.message)
+                },
             ),
             _ => Self::defect(refusal.request_id.clone()),
         };

@@ -29,6 +29,13 @@ pub(super) struct Arrivals {
     pub(super) is_cut: bool,
 }
 
+impl Arrivals {
+    /// How many cohorts something came into.
+    pub(super) fn all_cohorts(&self) -> Count {
+        Count((self.cohorts.len() + self.unlisted) as u64)
+    }
+}
+
 /// What came into one cohort.
 #[derive(Debug, Default)]
 pub(super) struct Arrival {
@@ -36,7 +43,7 @@ pub(super) struct Arrival {
     pub(super) name: String,
     pub(super) partner: String,
     cohort_id: String,
-    pub(super) imports: u64,
+    imports: u64,
     received: u64,
     unmatched: u64,
     /// Of these the outcomes are known.
@@ -51,6 +58,10 @@ pub(super) struct Arrival {
 impl Arrival {
     pub(super) fn last(&self) -> When {
         When::from(&self.last)
+    }
+
+    pub(super) fn imports(&self) -> Count {
+        Count(self.imports)
     }
 
     pub(super) fn received(&self) -> Count {
