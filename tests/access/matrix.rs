@@ -245,7 +245,7 @@ async fn expired_token(on: &Deployment) -> String {
         label: "short".into(),
         scopes: vec!["*".into()],
         expire_time: Some(soon()),
-        request_id: String::new(),
+        ..Default::default()
     };
     let made = on
         .muster

@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use askama::Template;
 use axum::{
-    Form,
+    Extension, Form,
     extract::{Query, Request, State},
     response::{IntoResponse, Redirect, Response},
 };
 use http::{HeaderMap, Method, StatusCode, header::SET_COOKIE};
 use muster_client::{Credential, Refusal};
 use muster_domain::credential::{Kind, Secret};
+use muster_listener::Peer;
 use muster_proto::keys::v1::ListWorkspacesRequest;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
@@ -112,6 +113,7 @@ pub(crate) struct Attempt {
 /// Opens a session, under an id that nobody knew before, if the servers accept the token.
 pub(crate) async fn sign_in(
     State(console): State<Arc<Console>>,
+    Extension(peer): Extension<Peer>,
     headers: HeaderMap,
     Form(attempt): Form<Attempt>,
 ) -> Response {
@@ -120,7 +122,7 @@ pub(crate) async fn sign_in(
         return Problem::forged().into_response();
     }
     let next = own_path(&attempt.next);
-    let cookie = match console.admit(attempt.token.trim()).await {
+    let cookie = match console.admit(attempt.token.trim(), peer).await {
         Ok(cookie) => cookie,
         Err(error) => {
             let page = Page {
@@ -168,8 +170,9 @@ pub(crate) async fn sign_out(State(console): State<Arc<Console>>, visit: Visit) 
 }
 
 impl Console {
-    /// Checks a token and opens a session for it; the error is for the person.
-    async fn admit(&self, token: &str) -> Result<http::HeaderValue, String> {
+    /// Checks a token and opens a session for it, which counts as coming from where the sign-in came
+    /// from; the error is for the person.
+    async fn admit(&self, token: &str, peer: Peer) -> Result<http::HeaderValue, String> {
         let secret = Secret::parse(token).map_err(|error| {
             format!("This is not a token of Muster: {error}. Copy the whole of it.")
         })?;
@@ -190,7 +193,10 @@ impl Console {
                 );
             }
         }
-        let credential = Credential::bearer(token).map_err(|error| error.to_string())?;
+        let mut credential = Credential::bearer(token).map_err(|error| error.to_string())?;
+        if let Some(address) = peer.address {
+            credential = credential.presented_from(address.ip());
+        }
         let connection = self.servers.with_credential(credential);
         let request = ListWorkspacesRequest {
             page_size: 1,

@@ -322,7 +322,7 @@ impl Ingest {
             rejected::insert(&mut tx, workspace, import_id, batch.offset, &rejections).await?;
         }
         // A revoked credential gets no acknowledgement, however long the batches took.
-        if !credentials::is_active(&mut tx, caller.credential).await? {
+        if !credentials::is_active(&mut tx, caller.credential, caller.peer).await? {
             return Err(credential_invalid());
         }
         tx.commit().await?;

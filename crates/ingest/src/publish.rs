@@ -204,7 +204,7 @@ impl Ingest {
         }
         // Held until the transaction ends: a revocation that has returned was before this, and
         // nothing is published after it.
-        if !credentials::hold(tx, caller.credential).await? {
+        if !credentials::hold(tx, caller.credential, caller.peer).await? {
             return Err(credential_invalid());
         }
         let directory = self.store.directory(tx, workspace).await?;

@@ -6,19 +6,20 @@
 
 use std::{
     net::IpAddr,
+    sync::Arc,
     task::{Context, Poll},
 };
 
 use futures::future::BoxFuture;
 use http::{HeaderMap, Request as HttpRequest, Response as HttpResponse};
 use muster_domain::{
-    credential::{Kind as CredentialKind, Secret},
+    credential::{Digest, Kind as CredentialKind, Secret},
     error::{Error, Kind, Result},
     name,
 };
 use muster_storage::{
-    Store, WorkspaceId,
-    audit::By,
+    Connection, Store, WorkspaceId,
+    audit::{self, By},
     credentials::{self, Credential, State},
     partners, workspaces,
 };
@@ -28,6 +29,7 @@ use tower::{Layer, Service};
 use uuid::Uuid;
 
 use crate::{
+    attempts::{Attempts, Settings},
     authorization::{Rule, Scopes, rule},
     response::status,
 };
@@ -117,7 +119,7 @@ impl Caller {
     /// `UNAUTHENTICATED` (`CREDENTIAL_INVALID`) if it is not any more.
     pub async fn check_active(&self, store: &Store) -> Result<()> {
         let mut connection = store.credential_connection().await?;
-        if credentials::is_active(&mut connection, self.credential).await? {
+        if credentials::is_active(&mut connection, self.credential, self.peer).await? {
             Ok(())
         } else {
             Err(credential_invalid())
@@ -125,7 +127,7 @@ impl Caller {
     }
 }
 
-/// Unknown, malformed, revoked, expired, or not for this: the caller cannot tell which.
+/// Unknown, malformed, revoked, expired, not from here, or not for this: the caller cannot tell which.
 pub fn credential_invalid() -> Error {
     Error::new(
         Kind::Unauthenticated,
@@ -138,12 +140,16 @@ pub fn credential_invalid() -> Error {
 #[derive(Debug, Clone)]
 pub struct AuthLayer {
     store: Store,
+    attempts: Arc<Attempts>,
 }
 
 impl AuthLayer {
     /// Looks credentials up in a store.
-    pub fn new(store: Store) -> Self {
-        Self { store }
+    pub fn new(store: Store, attempts: &Settings) -> Self {
+        Self {
+            store,
+            attempts: Arc::new(Attempts::new(attempts)),
+        }
     }
 }
 
@@ -153,7 +159,7 @@ impl<S> Layer<S> for AuthLayer {
     fn layer(&self, inner: S) -> Auth<S> {
         Auth {
             inner,
-            store: self.store.clone(),
+            door: self.clone(),
         }
     }
 }
@@ -162,7 +168,7 @@ impl<S> Layer<S> for AuthLayer {
 #[derive(Debug, Clone)]
 pub struct Auth<S> {
     inner: S,
-    store: Store,
+    door: AuthLayer,
 }
 
 impl<S> Service<HttpRequest<Body>> for Auth<S>
@@ -190,11 +196,11 @@ where
         // The service that was polled ready is the one to call.
         let next = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, next);
-        let store = self.store.clone();
+        let door = self.door.clone();
         Box::pin(async move {
-            match admit(&store, rule, request.headers()).await {
-                Ok(mut caller) => {
-                    caller.peer = peer(&request);
+            let peer = peer(&request);
+            match door.admit(rule, request.headers(), peer).await {
+                Ok(caller) => {
                     request.extensions_mut().insert(caller);
                     inner.call(request).await
                 }
@@ -225,75 +231,144 @@ fn is_open(path: &str) -> bool {
         .any(|package| path.starts_with(package))
 }
 
-async fn admit(store: &Store, rule: &Rule, headers: &HeaderMap) -> Result<Caller> {
-    let mut connection = store.credential_connection().await?;
-    let admitted_at = Instant::now();
-    let partner_key = match headers.get("muster-partner-api-key") {
-        None => None,
-        Some(value) => {
-            let invalid = || {
+/// A secret as it was presented, that may be one of ours.
+struct Presented {
+    secret: Secret,
+    digest: Digest,
+}
+
+impl AuthLayer {
+    /// Who calls. The database is asked only where nothing speaks against it.
+    async fn admit(&self, rule: &Rule, headers: &HeaderMap, peer: Option<IpAddr>) -> Result<Caller> {
+        let partner_key = match headers.get("muster-partner-api-key") {
+            None => None,
+            Some(value) => {
+                let text = value.to_str().ok();
+                let text = text.ok_or_else(partner_key_invalid)?;
+                Some(self.recognise(text, peer, partner_key_invalid)?)
+            }
+        };
+        let bearer = headers
+            .get("authorization")
+            .and_then(|value| value.to_str().ok())
+            .and_then(|value| value.strip_prefix("Bearer "))
+            .ok_or_else(|| {
                 Error::new(
                     Kind::Unauthenticated,
-                    "PARTNER_API_KEY_INVALID",
-                    "the partner API key is not valid",
+                    "CREDENTIAL_MISSING",
+                    "the call needs `authorization: Bearer …` in its metadata",
                 )
-            };
-            let text = value.to_str().map_err(|_| invalid())?;
-            let key = look_up(&mut connection, text, CredentialKind::PartnerApiKey).await?;
-            Some(key.ok_or_else(invalid)?)
+            })?;
+        let bearer = self.recognise(bearer, peer, credential_invalid)?;
+        let mut connection = self.store.credential_connection().await?;
+        let admitted_at = Instant::now();
+        let partner_key = match &partner_key {
+            None => None,
+            Some(key) if key.secret.kind() != CredentialKind::PartnerApiKey => {
+                self.attempts.unknown(peer, Some(&key.digest))?;
+                return Err(partner_key_invalid());
+            }
+            Some(key) => {
+                let found = self.look_up(&mut connection, key, peer).await?;
+                Some(found.ok_or_else(partner_key_invalid)?)
+            }
+        };
+        let credential = self.look_up(&mut connection, &bearer, peer).await?;
+        let credential = credential.ok_or_else(credential_invalid)?;
+        let caller = authorize(credential, rule, admitted_at, peer)
+            .inspect_err(|_| self.attempts.misused(&bearer.digest))?;
+        if let (Some((workspace, _)), Some(partner)) = (&caller.bound_to, &caller.partner) {
+            if partner_key.is_some_and(|key| key.partner.as_ref() != Some(partner)) {
+                self.attempts.misused(&bearer.digest);
+                return Err(credential_invalid());
+            }
+            if !partners::is_enabled(&mut connection, *workspace, partner).await? {
+                return Err(Error::new(
+                    Kind::PermissionDenied,
+                    "PARTNER_NOT_ENABLED",
+                    "the workspace has not enabled the partner",
+                ));
+            }
         }
-    };
-    let bearer = headers
-        .get("authorization")
-        .and_then(|value| value.to_str().ok())
-        .and_then(|value| value.strip_prefix("Bearer "))
-        .ok_or_else(|| {
-            Error::new(
-                Kind::Unauthenticated,
-                "CREDENTIAL_MISSING",
-                "the call needs `authorization: Bearer …` in its metadata",
-            )
-        })?;
-    let kind = Secret::parse(bearer)
-        .map_err(|_| credential_invalid())?
-        .kind();
-    let credential = look_up(&mut connection, bearer, kind)
-        .await?
-        .ok_or_else(credential_invalid)?;
-    let caller = authorize(credential, rule, admitted_at)?;
-    if let (Some((workspace, _)), Some(partner)) = (&caller.bound_to, &caller.partner) {
-        if partner_key.is_some_and(|key| key.partner.as_ref() != Some(partner)) {
-            return Err(credential_invalid());
-        }
-        if !partners::is_enabled(&mut connection, *workspace, partner).await? {
-            return Err(Error::new(
-                Kind::PermissionDenied,
-                "PARTNER_NOT_ENABLED",
-                "the workspace has not enabled the partner",
-            ));
-        }
+        self.attempts.accepted_from(peer, &bearer.digest);
+        Ok(caller)
     }
-    Ok(caller)
-}
 
-/// The accepted credential of a kind that a secret stands for.
-async fn look_up(
-    connection: &mut muster_storage::Connection,
-    text: &str,
-    kind: CredentialKind,
-) -> Result<Option<Credential>> {
-    let Ok(secret) = Secret::parse(text) else {
-        return Ok(None);
-    };
-    let found = credentials::find_by_digest(connection, &secret.digest()).await?;
-    let accepted = found.filter(|found| found.kind == kind && found.state == State::Active);
-    if let Some(credential) = &accepted {
+    /// Reads a secret, if its like may be looked up for a caller from there.
+    fn recognise(
+        &self,
+        text: &str,
+        peer: Option<IpAddr>,
+        refusal: fn() -> Error,
+    ) -> Result<Presented> {
+        let Ok(secret) = Secret::parse(text) else {
+            self.attempts.unknown(peer, None)?;
+            return Err(refusal());
+        };
+        let digest = secret.digest();
+        self.attempts.check(peer, &digest)?;
+        Ok(Presented { secret, digest })
+    }
+
+    /// The credential that a secret stands for, if it is accepted from there.
+    async fn look_up(
+        &self,
+        connection: &mut Connection,
+        presented: &Presented,
+        peer: Option<IpAddr>,
+    ) -> Result<Option<Credential>> {
+        let (kind, digest) = (presented.secret.kind(), &presented.digest);
+        let found = credentials::find_by_digest(connection, digest).await?;
+        let active = found.filter(|found| found.kind == kind && found.state == State::Active);
+        let Some(credential) = active else {
+            // The answer is the same, whether or not this was one too many.
+            let _ = self.attempts.unknown(peer, Some(digest));
+            return Ok(None);
+        };
+        if !credential.is_allowed_from(peer) {
+            self.attempts.misplaced(peer, digest);
+            tell_operator(connection, &credential, peer).await?;
+            return Ok(None);
+        }
         credentials::touch(connection, credential.id).await?;
+        Ok(Some(credential))
     }
-    Ok(accepted)
 }
 
-fn authorize(credential: Credential, rule: &Rule, admitted_at: Instant) -> Result<Caller> {
+/// Tells of a credential that was used from where it is not allowed: the caller learns nothing, but
+/// it may have been stolen.
+async fn tell_operator(
+    connection: &mut Connection,
+    credential: &Credential,
+    peer: Option<IpAddr>,
+) -> Result<()> {
+    let actor = credential.actor();
+    let from = peer.map(|peer| peer.to_string()).unwrap_or_default();
+    tracing::warn!(actor, from, "a credential came from where it is not allowed");
+    let workspace = credential.workspace.as_ref().map(|(id, _)| *id);
+    let by = By {
+        actor: &actor,
+        peer,
+    };
+    let action = format!("{}.use", credentials::noun(credential.kind));
+    audit::append_refusal(connection, workspace, by, &action, &actor, "ADDRESS_NOT_ALLOWED").await?;
+    Ok(())
+}
+
+fn partner_key_invalid() -> Error {
+    Error::new(
+        Kind::Unauthenticated,
+        "PARTNER_API_KEY_INVALID",
+        "the partner API key is not valid",
+    )
+}
+
+fn authorize(
+    credential: Credential,
+    rule: &Rule,
+    admitted_at: Instant,
+    peer: Option<IpAddr>,
+) -> Result<Caller> {
     let scopes = match credential.kind {
         CredentialKind::ServiceToken => {
             let scopes = Scopes::parse(&credential.scopes)?;
@@ -324,6 +399,6 @@ fn authorize(credential: Credential, rule: &Rule, admitted_at: Instant) -> Resul
         bound_to: credential.workspace,
         partner: credential.partner,
         admitted_at,
-        peer: None,
+        peer,
     })
 }

@@ -18,6 +18,8 @@
 //! how that is found out, [`response`] for what an error becomes on the wire.
 
 pub mod admission;
+mod allowance;
+pub mod attempts;
 pub mod authorization;
 pub mod caller;
 pub mod consistency;

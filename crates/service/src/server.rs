@@ -10,13 +10,15 @@ use tonic::{
 };
 use tower::{Layer as _, Service};
 
-use crate::{caller::AuthLayer, edge::Edge};
+use crate::{attempts, caller::AuthLayer, edge::Edge};
 
 /// What a listener allows.
 #[derive(Debug, Clone, Default)]
 pub struct Settings {
     /// What connections may cost.
     pub limits: Limits,
+    /// How often a caller may fail to authenticate.
+    pub attempts: attempts::Settings,
     /// Whether to serve reflection.
     pub reflection: bool,
 }
@@ -80,7 +82,7 @@ impl Services {
             self.health.set_service_status(name, Serving).await;
         }
         let routes = self.routes.routes().prepare();
-        let services = Edge::new(AuthLayer::new(store).layer(routes), descriptors);
+        let services = Edge::new(AuthLayer::new(store, &settings.attempts).layer(routes), descriptors);
         let limits = settings.limits.clone();
         let listener = listener.into();
         let serving = listener.serve(services, Protocol::Http2, limits, shutdown.clone());

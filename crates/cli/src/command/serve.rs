@@ -7,7 +7,9 @@ use std::{
     path::PathBuf,
 };
 
+use muster_domain::network::Network;
 use muster_listener::{Limits, Listener, Protocol, Tls, TlsFiles};
+use muster_service::attempts;
 use muster_storage::{Role, Store};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -134,6 +136,25 @@ pub(crate) struct ServingArgs {
         hide_env_values = true
     )]
     rest_requests_per_hour: NonZeroU32,
+    /// Failed attempts to authenticate that one address or credential may make in a minute
+    #[arg(
+        long,
+        env = "MUSTER_FAILED_ATTEMPTS",
+        value_name = "N",
+        default_value = "60",
+        hide_env_values = true
+    )]
+    failed_attempts: NonZeroU32,
+    /// Address or network whose failed attempts are not counted, such as a proxy's; repeatable
+    #[arg(
+        long,
+        env = "MUSTER_UNCOUNTED_ADDRESSES",
+        value_name = "NETWORK",
+        value_delimiter = ',',
+        default_values = ["127.0.0.0/8", "::1/128"],
+        hide_env_values = true
+    )]
+    uncounted_addresses: Vec<Network>,
     /// How long an import may rest before it expires
     #[arg(
         long,
@@ -225,6 +246,10 @@ impl ServingArgs {
             resolution_retention: self.resolution_retention,
             stream_idle: self.stream_idle,
             limits: self.limits(),
+            attempts: attempts::Settings {
+                per_minute: self.failed_attempts,
+                uncounted_from: self.uncounted_addresses.clone(),
+            },
             upstream: None,
         }
     }

@@ -342,6 +342,7 @@ async fn token(store: &Store, workspace: Option<WorkspaceId>) -> (Uuid, Credenti
         workspace,
         partner: None,
         scopes: &["*".to_owned()],
+        allowed_addresses: &[],
         label: "test",
         created_by: "test",
         expires_at: None,
