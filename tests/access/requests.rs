@@ -312,6 +312,11 @@ pub(crate) const ROWS: &[Row] = &[
         r#"{"workspace": "{workspace}", "import_id": "{import}"}"#,
     ),
     shared(
+        "muster.ingest.v1.IngestService/GetImport",
+        "cohorts:read",
+        r#"{"workspace": "{workspace}", "import_id": "{import}", "partner": "{partner}"}"#,
+    ),
+    shared(
         "muster.ingest.v1.IngestService/ListImports",
         "cohorts:read",
         r#"{"workspace": "{workspace}", "partner": "{partner}", "cohort_id": "{cohort}",

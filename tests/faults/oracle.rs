@@ -193,7 +193,7 @@ pub(crate) struct Standing {
 pub(crate) async fn standing(store: &Store, import_id: &str) -> Option<Standing> {
     let mut connection = store.connection().await.unwrap();
     let found: Option<(i64, Option<i64>)> =
-        sqlx::query_as("SELECT next_offset, version FROM cohort_import WHERE import_id = $1")
+        sqlx::query_as("SELECT next_offset, version FROM cohort_import WHERE partner_import_id = $1")
             .bind(import_id)
             .fetch_optional(&mut *connection)
             .await

@@ -14,6 +14,7 @@ use muster_listener::{Limits, Listener};
 use muster_service::{
     attempts,
     server::{Services, Settings as GrpcSettings},
+    traffic,
 };
 use muster_storage::{Role, Store};
 use tokio::task::JoinSet;
@@ -90,6 +91,8 @@ pub struct Settings {
     pub limits: Limits,
     /// How often a caller may fail to authenticate.
     pub attempts: attempts::Settings,
+    /// How much a caller of gRPC may ask for.
+    pub traffic: traffic::Settings,
 }
 
 impl Default for Settings {
@@ -106,6 +109,7 @@ impl Default for Settings {
             stream_idle: Duration::from_secs(120),
             limits: Limits::default(),
             attempts: attempts::Settings::default(),
+            traffic: traffic::Settings::default(),
         }
     }
 }
@@ -283,6 +287,7 @@ fn spawn_grpc(
         reflection: settings.reflection,
         limits: settings.limits.clone(),
         attempts: settings.attempts.clone(),
+        traffic: settings.traffic.clone(),
     };
     let stop = shutdown.clone();
     tasks.spawn(async move {

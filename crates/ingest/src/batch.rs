@@ -35,7 +35,7 @@ pub(crate) struct Change {
 }
 
 impl Changes {
-    fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         let sizes = self
             .changes
             .iter()

@@ -19,6 +19,7 @@ use crate::{
     Ingest,
     batch::{Changes, fenced, resolve},
     cohorts::record,
+    imports::Named,
     open::{Entry, finished},
     session::{Commit, Published, Writer},
 };
@@ -93,16 +94,18 @@ impl Ingest {
             return Ok(None);
         }
         let workspace = entry.workspace;
+        caller.count_identifiers(workspace, batch.len())?;
         let patience = self.settings.cohort_wait;
         let turn = self.gate.turn(entry.gate_key(), patience).await?;
         let mut tx = self.store.begin_in("import_at_once", workspace).await?;
         tx.wait_for_locks(turn.patience_left()).await?;
         let cohort = entry.cohort(&mut tx, caller.by()).await?;
         let new = entry.new_import(caller, &cohort);
-        if !imports::insert(&mut tx, workspace, &new, self.settings.import_expiry).await? {
+        let expiry = self.settings.import_expiry;
+        let Some(id) = imports::insert(&mut tx, workspace, &new, expiry).await? else {
             return Ok(None);
-        }
-        let mut import = imports::lock(&mut tx, workspace, new.id).await?;
+        };
+        let mut import = imports::lock(&mut tx, workspace, &id).await?;
         entry.name(&mut tx, caller.by(), &cohort).await?;
         let digest = batch.digest(ImportDigest::default());
         let identities = &self.identities;
@@ -110,7 +113,7 @@ impl Ingest {
         import.next_offset = resolved.identifier_count;
         check_content(commit, import.next_offset, &digest.finish())?;
         let rejections = batch.rejections(&rejected);
-        rejected::insert(&mut tx, workspace, new.id, 0, &rejections).await?;
+        rejected::insert(&mut tx, workspace, &id, 0, &rejections).await?;
         let source = Source::AtOnce(resolved);
         let outcome = self.publish(tx, caller, workspace, &import, commit, source);
         Ok(Some(outcome.await?))
@@ -144,11 +147,14 @@ impl Ingest {
     pub(crate) async fn renew_preview(
         &self,
         caller: &Caller,
-        workspace: WorkspaceId,
-        import_id: &str,
+        wanted: Named<'_>,
     ) -> Result<()> {
-        let mut tx = self.store.begin_in("renew_preview", workspace).await?;
-        let import = imports::lock(&mut tx, workspace, import_id).await?;
+        let mut tx = self
+            .store
+            .begin_in("renew_preview", wanted.workspace)
+            .await?;
+        let workspace = wanted.workspace;
+        let import = wanted.lock(&mut tx).await?;
         if let (State::AwaitingConfirmation, Some(digest)) = (import.state, &import.digest) {
             let plan = self
                 .plan(&mut tx, caller, workspace, &import, Source::Staged)
@@ -252,7 +258,8 @@ impl Ingest {
         let (cohort, publication) = (plan.cohort.id, &plan.publication);
         let time = import.source_time;
         let version =
-            versions::publish(tx, workspace, cohort, &import.id, time, publication).await?;
+            versions::publish(tx, workspace, cohort, &import.partner_import_id, time, publication)
+                .await?;
         let summary = publication.summary;
         imports::set_committed(tx, workspace, &import.id, digest, &summary, version).await?;
         record(tx, caller.by(), workspace, "publish", plan.cohort.key()).await?;

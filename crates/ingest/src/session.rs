@@ -224,7 +224,10 @@ impl<S: Stream<Item = Result<Message>>> Conversation<'_, S> {
         let mut group = self.unless_ended(ingest.group(writer)).await?;
         let mut next = first;
         let after = loop {
-            if let Err(error) = next.check(writer.mode) {
+            let checked = next.check(writer.mode);
+            let workspace = writer.workspace;
+            let counted = checked.and_then(|()| caller.count_identifiers(workspace, next.len()));
+            if let Err(error) = counted {
                 break Err(error);
             }
             self.unless_ended(ingest.add(writer, &mut group, next))

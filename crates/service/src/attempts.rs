@@ -21,7 +21,7 @@ use muster_domain::{
 };
 use tokio::time::Instant;
 
-use crate::allowance::Allowance;
+use crate::{allowance::Allowance, traffic::Account};
 
 /// How long it is remembered that a secret was accepted from an address.
 const MEMORY: Duration = Duration::from_secs(60 * 60);
@@ -56,8 +56,11 @@ pub(crate) struct Attempts {
     uncounted_from: Vec<Network>,
     by_address: Allowance<IpAddr>,
     by_credential: Allowance<Secret>,
-    accepted: Mutex<HashMap<(Secret, Option<IpAddr>), Instant>>,
+    accepted: Mutex<Accepted>,
 }
+
+/// What was accepted, when, and on whose account it goes.
+type Accepted = HashMap<(Secret, Option<IpAddr>), (Instant, Account)>;
 
 impl Attempts {
     pub(crate) fn new(settings: &Settings) -> Self {
@@ -70,21 +73,26 @@ impl Attempts {
         }
     }
 
-    /// Whether to look a secret up that comes from an address.
+    /// Whether to look a secret up that comes from an address; if it was accepted a while ago, with
+    /// the account it goes on.
     ///
     /// # Errors
     /// `RESOURCE_EXHAUSTED` (`TOO_MANY_FAILED_ATTEMPTS`).
-    pub(crate) fn check(&self, peer: Option<IpAddr>, secret: &Digest) -> Result<(), Error> {
+    pub(crate) fn check(
+        &self,
+        peer: Option<IpAddr>,
+        secret: &Digest,
+    ) -> Result<Option<Account>, Error> {
         let secret = *secret.as_bytes();
-        if let Some(at) = self.accepted().get(&(secret, peer))
+        if let Some((at, account)) = self.accepted().get(&(secret, peer))
             && at.elapsed() < MEMORY
         {
-            return Ok(());
+            return Ok(Some(account.clone()));
         }
         let address = self.counted(peer).and_then(|of| self.by_address.wait(&of));
         match address.or_else(|| self.by_credential.wait(&secret)) {
             Some(wait) => Err(too_many(wait)),
-            None => Ok(()),
+            None => Ok(None),
         }
     }
 
@@ -119,16 +127,21 @@ impl Attempts {
     }
 
     /// Remembers that a secret was accepted from an address.
-    pub(crate) fn accepted_from(&self, peer: Option<IpAddr>, secret: &Digest) {
+    pub(crate) fn accepted_from(
+        &self,
+        peer: Option<IpAddr>,
+        secret: &Digest,
+        account: Account,
+    ) {
         let mut accepted = self.accepted();
         let (key, now) = ((*secret.as_bytes(), peer), Instant::now());
         if accepted.len() >= MAX_ACCEPTED && !accepted.contains_key(&key) {
-            accepted.retain(|_, at| now - *at < MEMORY);
+            accepted.retain(|_, (at, _)| now - *at < MEMORY);
             if accepted.len() >= MAX_ACCEPTED {
                 return;
             }
         }
-        accepted.insert(key, now);
+        accepted.insert(key, (now, account));
     }
 
     /// What an address is counted as; `None` if it is not.
@@ -138,7 +151,7 @@ impl Attempts {
         (!uncounted).then(|| household(peer))
     }
 
-    fn accepted(&self) -> MutexGuard<'_, HashMap<(Secret, Option<IpAddr>), Instant>> {
+    fn accepted(&self) -> MutexGuard<'_, Accepted> {
         self.accepted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -179,6 +192,10 @@ mod tests {
         })
     }
 
+    fn account() -> Account {
+        Account::of_token(uuid::Uuid::nil())
+    }
+
     fn digest(of: u8) -> Digest {
         Digest::from([of; 32])
     }
@@ -203,7 +220,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn who_was_accepted_is_not_held_up_by_a_guesser_at_the_same_address() {
         let attempts = attempts();
-        attempts.accepted_from(GUESSER, &digest(1));
+        attempts.accepted_from(GUESSER, &digest(1), account());
         for guess in 100..110 {
             let _ = attempts.unknown(GUESSER, Some(&digest(guess)));
         }
@@ -217,7 +234,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_stolen_credential_is_stopped_and_its_owner_is_not() {
         let attempts = attempts();
-        attempts.accepted_from(ELSEWHERE, &digest(1));
+        attempts.accepted_from(ELSEWHERE, &digest(1), account());
         for last in 0..3 {
             let thief = Some(IpAddr::from([198, 51, 100, last]));
             attempts.check(thief, &digest(1)).unwrap();
@@ -252,7 +269,7 @@ mod tests {
         for n in 0..MAX_ACCEPTED + 100 {
             let mut secret = [0; 32];
             secret[..8].copy_from_slice(&n.to_be_bytes());
-            attempts.accepted_from(None, &Digest::from(secret));
+            attempts.accepted_from(None, &Digest::from(secret), account());
         }
         assert_eq!(attempts.accepted().len(), MAX_ACCEPTED);
     }

@@ -12,6 +12,7 @@ use std::{
 
 use futures::future::BoxFuture;
 use http::{HeaderMap, Request as HttpRequest, Response as HttpResponse};
+use http_body_util::BodyExt as _;
 use muster_domain::{
     credential::{Digest, Kind as CredentialKind, Secret},
     error::{Error, Kind, Result},
@@ -21,7 +22,9 @@ use muster_storage::{
     Connection, Store, WorkspaceId,
     audit::{self, By},
     credentials::{self, Credential, State},
-    partners, workspaces,
+    partners,
+    share::Held,
+    workspaces,
 };
 use tokio::time::Instant;
 use tonic::{Request, Status, body::Body, transport::server::TcpConnectInfo};
@@ -29,13 +32,14 @@ use tower::{Layer, Service};
 use uuid::Uuid;
 
 use crate::{
-    attempts::{Attempts, Settings},
+    attempts::{self, Attempts},
     authorization::{Rule, Scopes, rule},
     response::status,
+    traffic::{self, Account, Traffic},
 };
 
 /// Somebody whose credential was accepted for the rpc called.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Caller {
     /// How the audit trail names the caller, such as `service_token:0195…`.
     pub actor: String,
@@ -51,6 +55,7 @@ pub struct Caller {
     pub admitted_at: Instant,
     /// The address that the call came from; `None` if it came from no network.
     pub peer: Option<IpAddr>,
+    traffic: Arc<Traffic>,
 }
 
 /// Takes a request apart into who calls and what is asked.
@@ -78,7 +83,8 @@ impl Caller {
     ///
     /// # Errors
     /// `NOT_FOUND` for a workspace that does not exist or that the caller may not see;
-    /// `INVALID_ARGUMENT` if it is empty and the caller is not bound to one.
+    /// `INVALID_ARGUMENT` if it is empty and the caller is not bound to one; `RESOURCE_EXHAUSTED`
+    /// (`RATE_LIMITED`) if the workspace has had too many calls.
     pub async fn workspace(&self, store: &Store, slug: &str) -> Result<WorkspaceId> {
         match &self.bound_to {
             Some((id, own)) if slug.is_empty() || slug == own => Ok(*id),
@@ -90,6 +96,8 @@ impl Caller {
                 let mut connection = store.connection().await?;
                 let found = workspaces::find(&mut connection, slug).await?;
                 let workspace = found.ok_or_else(|| Error::not_found("workspace", slug))?;
+                // Of callers that are bound to one it was counted before.
+                self.traffic.workspace_call(workspace.id)?;
                 Ok(workspace.id)
             }
         }
@@ -105,6 +113,15 @@ impl Caller {
             Some(own) if named.is_empty() || named == own => Ok(own),
             Some(_) => Err(credential_invalid()),
         }
+    }
+
+    /// Counts identifiers that the caller sends for a workspace.
+    ///
+    /// # Errors
+    /// `RESOURCE_EXHAUSTED` (`RATE_LIMITED`).
+    pub fn count_identifiers(&self, workspace: WorkspaceId, amount: usize) -> Result<()> {
+        let amount = u64::try_from(amount).unwrap_or(u64::MAX);
+        self.traffic.identifiers(self, workspace, amount)
     }
 
     /// Whether the caller may see what belongs to a partner.
@@ -141,14 +158,20 @@ pub fn credential_invalid() -> Error {
 pub struct AuthLayer {
     store: Store,
     attempts: Arc<Attempts>,
+    traffic: Arc<Traffic>,
 }
 
 impl AuthLayer {
     /// Looks credentials up in a store.
-    pub fn new(store: Store, attempts: &Settings) -> Self {
+    pub fn new(
+        store: Store,
+        attempts: &attempts::Settings,
+        traffic: &traffic::Settings,
+    ) -> Self {
         Self {
             store,
             attempts: Arc::new(Attempts::new(attempts)),
+            traffic: Arc::new(Traffic::new(traffic)),
         }
     }
 }
@@ -200,9 +223,15 @@ where
         Box::pin(async move {
             let peer = peer(&request);
             match door.admit(rule, request.headers(), peer).await {
-                Ok(caller) => {
+                Ok((caller, place)) => {
                     request.extensions_mut().insert(caller);
-                    inner.call(request).await
+                    let answer = inner.call(request).await?;
+                    // The call lasts until its answer has been given, or is not wanted any more.
+                    let to_the_end = move |frame| {
+                        let _ = &place;
+                        frame
+                    };
+                    Ok(answer.map(|body| Body::new(body.map_frame(to_the_end))))
                 }
                 Err(error) => Ok(status(error).into_http()),
             }
@@ -238,8 +267,14 @@ struct Presented {
 }
 
 impl AuthLayer {
-    /// Who calls. The database is asked only where nothing speaks against it.
-    async fn admit(&self, rule: &Rule, headers: &HeaderMap, peer: Option<IpAddr>) -> Result<Caller> {
+    /// Who calls, and the call's place among those that are open. The database is asked only where
+    /// nothing speaks against it.
+    async fn admit(
+        &self,
+        rule: &Rule,
+        headers: &HeaderMap,
+        peer: Option<IpAddr>,
+    ) -> Result<(Caller, Held)> {
         let partner_key = match headers.get("muster-partner-api-key") {
             None => None,
             Some(value) => {
@@ -275,8 +310,18 @@ impl AuthLayer {
         };
         let credential = self.look_up(&mut connection, &bearer, peer).await?;
         let credential = credential.ok_or_else(credential_invalid)?;
-        let caller = authorize(credential, rule, admitted_at, peer)
+        let scopes = authorize(&credential, rule)
             .inspect_err(|_| self.attempts.misused(&bearer.digest))?;
+        let caller = Caller {
+            actor: credential.actor(),
+            credential: credential.id,
+            scopes,
+            bound_to: credential.workspace,
+            partner: credential.partner,
+            admitted_at,
+            peer,
+            traffic: Arc::clone(&self.traffic),
+        };
         if let (Some((workspace, _)), Some(partner)) = (&caller.bound_to, &caller.partner) {
             if partner_key.is_some_and(|key| key.partner.as_ref() != Some(partner)) {
                 self.attempts.misused(&bearer.digest);
@@ -290,8 +335,10 @@ impl AuthLayer {
                 ));
             }
         }
-        self.attempts.accepted_from(peer, &bearer.digest);
-        Ok(caller)
+        let account = Account::of(&caller);
+        let place = self.traffic.begin(&account);
+        self.attempts.accepted_from(peer, &bearer.digest, account);
+        Ok((caller, place?))
     }
 
     /// Reads a secret, if its like may be looked up for a caller from there.
@@ -306,7 +353,9 @@ impl AuthLayer {
             return Err(refusal());
         };
         let digest = secret.digest();
-        self.attempts.check(peer, &digest)?;
+        if let Some(account) = self.attempts.check(peer, &digest)? {
+            self.traffic.check(&account)?;
+        }
         Ok(Presented { secret, digest })
     }
 
@@ -363,13 +412,9 @@ fn partner_key_invalid() -> Error {
     )
 }
 
-fn authorize(
-    credential: Credential,
-    rule: &Rule,
-    admitted_at: Instant,
-    peer: Option<IpAddr>,
-) -> Result<Caller> {
-    let scopes = match credential.kind {
+/// What a credential may do, if that includes this.
+fn authorize(credential: &Credential, rule: &Rule) -> Result<Scopes> {
+    Ok(match credential.kind {
         CredentialKind::ServiceToken => {
             let scopes = Scopes::parse(&credential.scopes)?;
             if !scopes.contain(rule.scope) {
@@ -391,14 +436,5 @@ fn authorize(
         }
         // It says which partner calls, but is no credential for anything by itself.
         CredentialKind::PartnerApiKey => return Err(credential_invalid()),
-    };
-    Ok(Caller {
-        actor: credential.actor(),
-        credential: credential.id,
-        scopes,
-        bound_to: credential.workspace,
-        partner: credential.partner,
-        admitted_at,
-        peer,
     })
 }

@@ -30,6 +30,7 @@ pub mod page;
 pub mod response;
 pub mod server;
 pub mod telemetry;
+pub mod traffic;
 pub mod wire;
 
 pub use admission::Admission;

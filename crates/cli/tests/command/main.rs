@@ -13,6 +13,7 @@ mod harness;
 mod marketing;
 mod readable;
 mod resolve;
+mod secrets;
 mod serve;
 mod up;
 mod usage;
