@@ -308,6 +308,17 @@ mod tests {
     }
 
     #[test]
+    fn digests_are_equal_only_when_all_bytes_are() {
+        let digest = Digest::from([7; 32]);
+        assert_eq!(digest, Digest::from([7; 32]));
+        for at in 0..32 {
+            let mut other = [7; 32];
+            other[at] ^= 1;
+            assert_ne!(digest, Digest::from(other), "byte {at}");
+        }
+    }
+
+    #[test]
     fn two_secrets_differ() {
         let [one, other] = [(); 2].map(|()| Secret::generate(Kind::ServiceToken).unwrap());
         assert_ne!(one.digest(), other.digest());

@@ -134,10 +134,24 @@ mod tests {
     #[test]
     fn what_is_no_network_is_refused() {
         for text in [
-            "", "example.org", "10.0.0.0/33", "::/129", "10.0.0.0/", "10.0.0.0/-1", "10.0.0.0/+8",
-            "10.0.0.0/08", "10.0.0/8", "10.0.0.0/8/8", " 10.0.0.0/8", "fe80::1%eth0",
+            "",
+            "example.org",
+            "10.0.0.0/33",
+            "::/129",
+            "10.0.0.0/",
+            "10.0.0.0/-1",
+            "10.0.0.0/+8",
+            "10.0.0.0/08",
+            "10.0.0/8",
+            "10.0.0.0/8/8",
+            " 10.0.0.0/8",
+            "fe80::1%eth0",
         ] {
-            assert_eq!(text.parse::<Network>(), Err(ParseError::Malformed), "{text}");
+            assert_eq!(
+                text.parse::<Network>(),
+                Err(ParseError::Malformed),
+                "{text}"
+            );
         }
         let meant = network("10.0.0.0/8");
         let refused = "10.1.2.3/8".parse::<Network>();

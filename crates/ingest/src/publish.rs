@@ -144,11 +144,7 @@ impl Ingest {
     }
 
     /// Gives an import that awaits confirmation a preview relative to the cohort of this moment.
-    pub(crate) async fn renew_preview(
-        &self,
-        caller: &Caller,
-        wanted: Named<'_>,
-    ) -> Result<()> {
+    pub(crate) async fn renew_preview(&self, caller: &Caller, wanted: Named<'_>) -> Result<()> {
         let mut tx = self
             .store
             .begin_in("renew_preview", wanted.workspace)
@@ -257,9 +253,15 @@ impl Ingest {
     ) -> Result<Published> {
         let (cohort, publication) = (plan.cohort.id, &plan.publication);
         let time = import.source_time;
-        let version =
-            versions::publish(tx, workspace, cohort, &import.partner_import_id, time, publication)
-                .await?;
+        let version = versions::publish(
+            tx,
+            workspace,
+            cohort,
+            &import.partner_import_id,
+            time,
+            publication,
+        )
+        .await?;
         let summary = publication.summary;
         imports::set_committed(tx, workspace, &import.id, digest, &summary, version).await?;
         record(tx, caller.by(), workspace, "publish", plan.cohort.key()).await?;

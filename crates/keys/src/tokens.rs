@@ -96,7 +96,9 @@ pub(crate) async fn restrict(
     let token = visible(tx, caller, token_id).await?;
     let token = credential::restrict(tx, caller.by(), token, allowed_addresses).await?;
     if token.id == caller.credential && !token.is_allowed_from(caller.peer) {
-        let here = caller.peer.map_or("here".to_owned(), |peer| peer.to_string());
+        let here = caller
+            .peer
+            .map_or("here".to_owned(), |peer| peer.to_string());
         return Err(Error::new(
             ErrorKind::FailedPrecondition,
             "WOULD_LOCK_OUT",

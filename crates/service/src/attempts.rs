@@ -127,12 +127,7 @@ impl Attempts {
     }
 
     /// Remembers that a secret was accepted from an address.
-    pub(crate) fn accepted_from(
-        &self,
-        peer: Option<IpAddr>,
-        secret: &Digest,
-        account: Account,
-    ) {
+    pub(crate) fn accepted_from(&self, peer: Option<IpAddr>, secret: &Digest, account: Account) {
         let mut accepted = self.accepted();
         let (key, now) = ((*secret.as_bytes(), peer), Instant::now());
         if accepted.len() >= MAX_ACCEPTED && !accepted.contains_key(&key) {

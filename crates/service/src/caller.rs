@@ -163,11 +163,7 @@ pub struct AuthLayer {
 
 impl AuthLayer {
     /// Looks credentials up in a store.
-    pub fn new(
-        store: Store,
-        attempts: &attempts::Settings,
-        traffic: &traffic::Settings,
-    ) -> Self {
+    pub fn new(store: Store, attempts: &attempts::Settings, traffic: &traffic::Settings) -> Self {
         Self {
             store,
             attempts: Arc::new(Attempts::new(attempts)),
@@ -310,8 +306,8 @@ impl AuthLayer {
         };
         let credential = self.look_up(&mut connection, &bearer, peer).await?;
         let credential = credential.ok_or_else(credential_invalid)?;
-        let scopes = authorize(&credential, rule)
-            .inspect_err(|_| self.attempts.misused(&bearer.digest))?;
+        let scopes =
+            authorize(&credential, rule).inspect_err(|_| self.attempts.misused(&bearer.digest))?;
         let caller = Caller {
             actor: credential.actor(),
             credential: credential.id,
@@ -393,14 +389,26 @@ async fn tell_operator(
 ) -> Result<()> {
     let actor = credential.actor();
     let from = peer.map(|peer| peer.to_string()).unwrap_or_default();
-    tracing::warn!(actor, from, "a credential came from where it is not allowed");
+    tracing::warn!(
+        actor,
+        from,
+        "a credential came from where it is not allowed"
+    );
     let workspace = credential.workspace.as_ref().map(|(id, _)| *id);
     let by = By {
         actor: &actor,
         peer,
     };
     let action = format!("{}.use", credentials::noun(credential.kind));
-    audit::append_refusal(connection, workspace, by, &action, &actor, "ADDRESS_NOT_ALLOWED").await?;
+    audit::append_refusal(
+        connection,
+        workspace,
+        by,
+        &action,
+        &actor,
+        "ADDRESS_NOT_ALLOWED",
+    )
+    .await?;
     Ok(())
 }
 

@@ -129,7 +129,10 @@ impl Traffic {
         if let Some(wait) = self.calls.wait(&account.party) {
             return Err(too_fast("calls", wait));
         }
-        match account.workspace.and_then(|of| self.workspace_calls.wait(&of)) {
+        match account
+            .workspace
+            .and_then(|of| self.workspace_calls.wait(&of))
+        {
             Some(wait) => Err(too_fast("calls", wait)),
             None => Ok(()),
         }

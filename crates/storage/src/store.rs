@@ -198,12 +198,7 @@ impl Store {
 
     /// Begins a transaction and enters a workspace until its end. The workspace has its share of the
     /// connections and no more, so that no other finds all of them taken by it.
-    async fn enter(
-        &self,
-        name: &'static str,
-        begin: &str,
-        workspace: WorkspaceId,
-    ) -> Result<Tx> {
+    async fn enter(&self, name: &'static str, begin: &str, workspace: WorkspaceId) -> Result<Tx> {
         let patience = self.pool.options().get_acquire_timeout();
         let share = tokio::time::timeout(patience, self.shares.take(workspace)).await;
         let share = share.map_err(|_| sqlx::Error::PoolTimedOut)?;

@@ -9,6 +9,7 @@ mod backup;
 mod crash;
 mod database;
 mod export;
+mod fairness;
 mod harness;
 mod marketing;
 mod readable;

@@ -47,8 +47,12 @@ fn leaks(secrets: &[String], place: &str, content: &[u8]) -> Vec<String> {
         let mut windows = content.windows(needle.len());
         windows.any(|window| window[0] == needle[0] && window == needle.as_slice())
     };
-    let found = secrets.iter().filter(|secret| forms(secret).iter().any(holds));
-    found.map(|secret| format!("{}… in {place}", &secret[..8])).collect()
+    let found = secrets
+        .iter()
+        .filter(|secret| forms(secret).iter().any(holds));
+    found
+        .map(|secret| format!("{}… in {place}", &secret[..8]))
+        .collect()
 }
 
 /// The files below a directory, or the file, that any form of any secret is in. They are many and
@@ -73,10 +77,17 @@ fn processes(ours: &[u32]) -> Vec<(String, Vec<u8>)> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").unwrap() {
         let path = entry.unwrap().path();
-        let Some(pid) = path.file_name().and_then(|name| name.to_str()?.parse().ok()) else {
+        let Some(pid) = path
+            .file_name()
+            .and_then(|name| name.to_str()?.parse().ok())
+        else {
             continue;
         };
-        let names: &[&str] = if ours.contains(&pid) { &["cmdline", "environ"] } else { &["cmdline"] };
+        let names: &[&str] = if ours.contains(&pid) {
+            &["cmdline", "environ"]
+        } else {
+            &["cmdline"]
+        };
         for name in names {
             // It may have ended.
             if let Ok(content) = fs::read(path.join(name)) {
@@ -132,9 +143,15 @@ async fn misuse_grpc(address: String, secrets: &[String]) -> Vec<Vec<u8>> {
         let (bearer, mistyped) = (format!("Bearer {secret}"), format!("Bearer {secret}x"));
         for headers in [
             [("authorization", bearer.as_str()), ("x-secret", secret)],
-            [("authorization", &mistyped), ("muster-caller-address", secret)],
+            [
+                ("authorization", &mistyped),
+                ("muster-caller-address", secret),
+            ],
             [("authorization", secret), ("cookie", secret)],
-            [("authorization", &bearer), ("muster-partner-api-key", secret)],
+            [
+                ("authorization", &bearer),
+                ("muster-partner-api-key", secret),
+            ],
             [("authorization", &bearer), ("grpc-timeout", secret)],
         ] {
             let list = ingest::ListCohortsRequest::default();
@@ -180,7 +197,9 @@ async fn misuse_grpc(address: String, secrets: &[String]) -> Vec<Vec<u8>> {
 
 /// Uses secrets over REST in all kinds of ways; returns what came back.
 fn misuse_rest(address: &str, secrets: &[String]) -> Vec<Vec<u8>> {
-    let [key, partner_key, _] = secrets else { panic!("three") };
+    let [key, partner_key, _] = secrets else {
+        panic!("three")
+    };
     let path = format!("/partners/{PARTNER}/cohorts/users");
     let json = "content-type: application/json\r\n";
     let body = |client_secret: &str, partner_api_key: &str, cohort: &str| {
@@ -190,7 +209,11 @@ fn misuse_rest(address: &str, secrets: &[String]) -> Vec<Vec<u8>> {
         )
     };
     let used = rest(address, &path, json, &body(key, partner_key, "\"c\""));
-    assert!(used.starts_with(b"HTTP/1.1 201"), "{}", String::from_utf8_lossy(&used));
+    assert!(
+        used.starts_with(b"HTTP/1.1 201"),
+        "{}",
+        String::from_utf8_lossy(&used)
+    );
     let mut back = vec![used];
     for secret in secrets {
         back.push(rest(address, &path, json, &body(secret, secret, "\"c\"")));
@@ -206,7 +229,12 @@ fn misuse_rest(address: &str, secrets: &[String]) -> Vec<Vec<u8>> {
         );
         back.push(rest(address, &path, json, &changes));
         let header = format!("{json}authorization: Bearer {secret}\r\n{secret}: x\r\n");
-        back.push(rest(address, &format!("/partners/{secret}/cohorts"), &header, "{}"));
+        back.push(rest(
+            address,
+            &format!("/partners/{secret}/cohorts"),
+            &header,
+            "{}",
+        ));
     }
     back
 }
@@ -217,7 +245,9 @@ fn misuse_commands(muster: &Muster, endpoint: &str, secrets: &[String]) -> Vec<V
     for secret in secrets {
         for words in [["key", "list"], ["cohort", "list"]] {
             let mut command = muster.command(&words);
-            command.args(["--endpoint", endpoint]).env("MUSTER_TOKEN", secret);
+            command
+                .args(["--endpoint", endpoint])
+                .env("MUSTER_TOKEN", secret);
             let done = run(&mut command, b"");
             back.push([&done.stdout, done.stderr.as_bytes()].concat());
         }
