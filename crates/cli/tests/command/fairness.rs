@@ -19,7 +19,7 @@ use crate::harness::{Muster, PARTNER, Up, text};
 /// How often the quiet workspace calls, and how many calls a round has.
 const PACE: Duration = Duration::from_millis(50);
 const ROUND: usize = 20;
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 4;
 
 /// Below this it is the scheduler that is measured.
 const LEAST: Duration = Duration::from_millis(10);
