@@ -403,7 +403,7 @@ pub async fn restrict(
          WHERE kind = $1 AND credential_id = $2",
         code(kind),
         id,
-        allowed_addresses,
+        &allowed_addresses[..],
     )
     .execute(conn)
     .await?;
