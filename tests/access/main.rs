@@ -6,7 +6,9 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests belong to tests")]
 
+mod limits;
 mod matrix;
+mod networks;
 mod partners;
 mod requests;
 mod statements;

@@ -1,10 +1,14 @@
 //! Every rpc, called as everybody.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    num::NonZeroU32,
+    time::{Duration, SystemTime},
+};
 
+use muster_cli::deployment::Settings;
 use muster_domain::credential::{Kind, Secret};
 use muster_proto::keys::v1 as keys;
-use muster_service::authorization::Scope;
+use muster_service::{attempts, authorization::Scope};
 use muster_tests::{PARTNER, WORKSPACE, connect};
 use serde_json::json;
 use tonic::Code;
@@ -245,7 +249,7 @@ async fn expired_token(on: &Deployment) -> String {
         label: "short".into(),
         scopes: vec!["*".into()],
         expire_time: Some(soon()),
-        request_id: String::new(),
+        ..Default::default()
     };
     let made = on
         .muster
@@ -286,7 +290,15 @@ async fn expired(on: &Deployment, secret: String) -> String {
 
 #[tokio::test]
 async fn every_rpc_answers_everybody_as_the_table_says() {
-    let on = Deployment::start().await;
+    // Here nearly everything is refused.
+    let on = Deployment::start_with(Settings {
+        attempts: attempts::Settings {
+            per_minute: NonZeroU32::MAX,
+            ..Default::default()
+        },
+        ..Settings::default()
+    })
+    .await;
     let shop = World::make(&on, WORKSPACE, PARTNER).await;
     let everybody = everybody(&on).await;
     let mut calls = 0;

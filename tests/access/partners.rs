@@ -20,8 +20,7 @@ async fn a_partner_sees_and_touches_nothing_of_another_one() {
     let (mark, mut compared) = (theirs.mark(), 0);
     for row in ROWS.iter().filter(|row| row.key) {
         for name in row.names() {
-            // Ids of imports are still unique in the workspace.
-            if ["workspace", "request", "fresh", "import_open"].contains(&name) {
+            if ["workspace", "request", "fresh"].contains(&name) {
                 continue;
             }
             let absent = match name {

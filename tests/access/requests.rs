@@ -110,6 +110,13 @@ pub(crate) const ROWS: &[Row] = &[
         r#"{"workspace": "{workspace}", "page_size": 1}"#,
     ),
     row(
+        "muster.keys.v1.KeyService/RestrictKey",
+        "keys:write",
+        Workspace,
+        r#"{"workspace": "{workspace}", "key_id": "{key}",
+            "allowed_addresses": ["0.0.0.0/0", "::/0"], "request_id": "{request}"}"#,
+    ),
+    row(
         "muster.keys.v1.KeyService/RevokeKey",
         "keys:write",
         Workspace,
@@ -199,6 +206,13 @@ pub(crate) const ROWS: &[Row] = &[
         "keys:read",
         Workspace,
         r#"{"workspace": "{workspace}", "page_size": 1}"#,
+    ),
+    row(
+        "muster.keys.v1.IntegrationService/RestrictServiceToken",
+        "integrations:write",
+        Thing,
+        r#"{"token_id": "{token}", "allowed_addresses": ["192.0.2.0/24"],
+            "request_id": "{request}"}"#,
     ),
     row(
         "muster.keys.v1.IntegrationService/RevokeServiceToken",
@@ -296,6 +310,11 @@ pub(crate) const ROWS: &[Row] = &[
         "muster.ingest.v1.IngestService/GetImport",
         "cohorts:read",
         r#"{"workspace": "{workspace}", "import_id": "{import}"}"#,
+    ),
+    shared(
+        "muster.ingest.v1.IngestService/GetImport",
+        "cohorts:read",
+        r#"{"workspace": "{workspace}", "import_id": "{import}", "partner": "{partner}"}"#,
     ),
     shared(
         "muster.ingest.v1.IngestService/ListImports",

@@ -5,6 +5,7 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
+use muster_cli::deployment::Settings;
 use muster_client::upload::{Outcome, Upload};
 use muster_domain::{
     identifier::IdentifierRef,
@@ -44,9 +45,14 @@ pub(crate) struct Deployment {
 impl Deployment {
     /// Starts it and creates what stands in the control tables.
     pub(crate) async fn start() -> Self {
+        Self::start_with(Settings::default()).await
+    }
+
+    /// The same with settings of its own.
+    pub(crate) async fn start_with(settings: Settings) -> Self {
         static ALONE: Mutex<()> = Mutex::const_new(());
         let alone = ALONE.lock().await;
-        let muster = Muster::start().await;
+        let muster = Muster::start_with(settings).await;
         let channel = Endpoint::from_shared(muster.grpc.clone()).unwrap();
         let deployment = Self {
             channel: channel.connect_lazy(),
@@ -133,7 +139,7 @@ pub(crate) struct Made {
 }
 
 impl Made {
-    fn new(secret: &Value, id: &Value) -> Self {
+    pub(crate) fn new(secret: &Value, id: &Value) -> Self {
         Self {
             secret: text(secret),
             id: text(id),

@@ -213,7 +213,9 @@ pub(crate) async fn a_running_import_is_seen_growing_until_it_is_published(stage
     let mut ingest = muster.operator.ingest();
     let answers = ingest.ingest_cohort(ReceiverStream::new(requests)).await;
     let mut answers = answers.unwrap().into_inner();
-    stage.sign_in("/w/shop/import?id=slow%20import").await;
+    stage
+        .sign_in("/w/shop/import?partner=tinyclues&id=slow%20import")
+        .await;
     browser.until_it_says("running").await;
     browser
         .until_it_says("Nothing of it is published before it is complete")
@@ -292,6 +294,7 @@ pub(crate) async fn a_held_replacement_is_confirmed_or_aborted(stage: &Stage) {
     let abort = "//form[contains(@action, 'abort')]//button";
     let aborted = muster_proto::ingest::v1::AbortImportRequest {
         workspace: WORKSPACE.into(),
+        partner: PARTNER.into(),
         import_id: "fewer".into(),
         request_id: String::new(),
     };

@@ -192,12 +192,13 @@ pub(crate) struct Standing {
 /// How far an import is; `None` if it was never opened.
 pub(crate) async fn standing(store: &Store, import_id: &str) -> Option<Standing> {
     let mut connection = store.connection().await.unwrap();
-    let found: Option<(i64, Option<i64>)> =
-        sqlx::query_as("SELECT next_offset, version FROM cohort_import WHERE import_id = $1")
-            .bind(import_id)
-            .fetch_optional(&mut *connection)
-            .await
-            .unwrap();
+    let found: Option<(i64, Option<i64>)> = sqlx::query_as(
+        "SELECT next_offset, version FROM cohort_import WHERE partner_import_id = $1",
+    )
+    .bind(import_id)
+    .fetch_optional(&mut *connection)
+    .await
+    .unwrap();
     found.map(|(next_offset, version)| Standing {
         next_offset: next_offset.try_into().unwrap(),
         version: version.map(|version| version.try_into().unwrap()),

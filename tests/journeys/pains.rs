@@ -170,7 +170,7 @@ async fn a_replacement_replaces_and_a_suspicious_one_asks_first() {
     let confirm = ingest::ConfirmImportRequest {
         workspace: WORKSPACE.into(),
         import_id,
-        request_id: String::new(),
+        ..Default::default()
     };
     muster
         .operator

@@ -222,7 +222,7 @@ async fn an_honest_stream_of_small_batches_is_never_cut() {
             offset,
             changes: vec![CohortChange {
                 effect: ChangeEffect::Add.into(),
-                external_ids: vec![id.clone()],
+                external_ids: [id].into_iter().collect(),
                 ..Default::default()
             }],
         }));

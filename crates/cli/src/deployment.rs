@@ -11,7 +11,11 @@ use muster_bridge::rest::RestSettings;
 use muster_client::Connection;
 use muster_identity::Identities;
 use muster_listener::{Limits, Listener};
-use muster_service::server::{Services, Settings as GrpcSettings};
+use muster_service::{
+    attempts,
+    server::{Services, Settings as GrpcSettings},
+    traffic,
+};
 use muster_storage::{Role, Store};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -85,6 +89,10 @@ pub struct Settings {
     pub stream_idle: Duration,
     /// What connections may cost, for each listener.
     pub limits: Limits,
+    /// How often a caller may fail to authenticate.
+    pub attempts: attempts::Settings,
+    /// How much a caller of gRPC may ask for.
+    pub traffic: traffic::Settings,
 }
 
 impl Default for Settings {
@@ -100,6 +108,8 @@ impl Default for Settings {
             resolution_retention: Duration::from_secs(7 * 24 * 60 * 60),
             stream_idle: Duration::from_secs(120),
             limits: Limits::default(),
+            attempts: attempts::Settings::default(),
+            traffic: traffic::Settings::default(),
         }
     }
 }
@@ -276,6 +286,8 @@ fn spawn_grpc(
     let grpc = GrpcSettings {
         reflection: settings.reflection,
         limits: settings.limits.clone(),
+        attempts: settings.attempts.clone(),
+        traffic: settings.traffic.clone(),
     };
     let stop = shutdown.clone();
     tasks.spawn(async move {

@@ -72,8 +72,11 @@ pub(crate) fn path(workspace: &str, partner: &str, cohort_id: &str) -> String {
 }
 
 /// Path of the page of an import.
-pub(crate) fn import_path(workspace: &str, import_id: &str) -> String {
-    format!("/w/{workspace}/import?id={}", encoded(import_id))
+pub(crate) fn import_path(workspace: &str, partner: &str, import_id: &str) -> String {
+    format!(
+        "/w/{workspace}/import?partner={partner}&id={}",
+        encoded(import_id)
+    )
 }
 
 /// How many of the identifiers of a version matched; a dash if that was not recorded.

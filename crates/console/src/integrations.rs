@@ -259,6 +259,7 @@ pub(crate) async fn create_key(
         label: form.label.trim().to_owned(),
         expire_time,
         request_id: form.request_id,
+        ..CreateKeyRequest::default()
     };
     match visitor.connection().keys().create_key(request).await {
         Ok(answer) => {

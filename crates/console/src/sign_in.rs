@@ -170,7 +170,8 @@ pub(crate) async fn sign_out(State(console): State<Arc<Console>>, visit: Visit) 
 }
 
 impl Console {
-    /// Checks a token and opens a session for it; the error is for the person.
+    /// Checks a token and opens a session for it; the attempt counts as coming from where the person
+    /// is. The error is for the person.
     async fn admit(&self, token: &str, peer: Option<&Peer>) -> Result<http::HeaderValue, String> {
         let secret = Secret::parse(token).map_err(|error| {
             format!("This is not a token of Muster: {error}. Copy the whole of it.")

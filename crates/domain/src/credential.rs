@@ -4,7 +4,7 @@
 //! random bits in base 62, and a CRC-32 of everything before it, also in base 62. The checksum
 //! catches typos and truncation before any query; it proves nothing. Only the [`Digest`] is stored.
 
-use std::fmt;
+use std::{borrow::Cow, fmt};
 
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq;
@@ -130,6 +130,35 @@ impl Secret {
     pub fn hint(&self) -> &str {
         &self.text[self.text.len() - HINT_DIGITS..]
     }
+}
+
+/// A text that may repeat what somebody sent, with what looks like a secret of ours cut after its
+/// prefix: people put secrets where they do not belong.
+pub fn redacted(text: &str) -> Cow<'_, str> {
+    const START: &str = "mst_";
+    if !text.contains(START) {
+        return Cow::Borrowed(text);
+    }
+    let mut parts = text.split(START);
+    let mut kept = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        kept.push_str(START);
+        let tag = Kind::ALL.into_iter().find_map(|kind| {
+            let rest = part.strip_prefix(kind.tag())?;
+            rest.starts_with('_').then(|| kind.tag().len() + 1)
+        });
+        let Some(tag) = tag else {
+            kept.push_str(part);
+            continue;
+        };
+        let digits = |digit: u8| digit.is_ascii_alphanumeric();
+        let end = part.bytes().skip(tag).position(|digit| !digits(digit));
+        let end = end.map_or(part.len(), |end| tag + end);
+        kept.push_str(&part[..tag]);
+        kept.push('…');
+        kept.push_str(&part[end..]);
+    }
+    Cow::Owned(kept)
 }
 
 impl fmt::Debug for Secret {
@@ -279,8 +308,30 @@ mod tests {
     }
 
     #[test]
+    fn digests_are_equal_only_when_all_bytes_are() {
+        let digest = Digest::from([7; 32]);
+        assert_eq!(digest, Digest::from([7; 32]));
+        for at in 0..32 {
+            let mut other = [7; 32];
+            other[at] ^= 1;
+            assert_ne!(digest, Digest::from(other), "byte {at}");
+        }
+    }
+
+    #[test]
     fn two_secrets_differ() {
         let [one, other] = [(); 2].map(|()| Secret::generate(Kind::ServiceToken).unwrap());
         assert_ne!(one.digest(), other.digest());
+    }
+
+    #[test]
+    fn what_looks_like_a_secret_is_not_repeated() {
+        let secret = Secret::generate(Kind::DataImportKey).unwrap();
+        let text = format!("é {0}: {0}x, {0}é mst_ mst_x_1 {0}", secret.expose());
+        assert_eq!(
+            redacted(&text),
+            "é mst_dik_…: mst_dik_…, mst_dik_…é mst_ mst_x_1 mst_dik_…"
+        );
+        assert!(matches!(redacted("nothing of ours"), Cow::Borrowed(_)));
     }
 }

@@ -11,5 +11,6 @@ pub mod filter;
 pub mod identifier;
 pub mod import;
 pub mod name;
+pub mod network;
 pub mod spreadsheet;
 pub mod user_set;

@@ -20,7 +20,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
     Ingest,
-    imports::{DEFAULT_REJECTED, MAX_REJECTED, Wanted, preview_outdated},
+    imports::{DEFAULT_REJECTED, MAX_REJECTED, Named, Wanted, preview_outdated},
     session, wire,
 };
 
@@ -191,7 +191,8 @@ impl IngestService for Ingest {
         let (caller, body) = admitted(request);
         respond(async {
             let (workspace, slug) = self.workspace(&caller, &body.workspace).await?;
-            let import = self.import(&caller, workspace, &body.import_id).await?;
+            let wanted = Named::by(&caller, workspace, &body.partner, &body.import_id)?;
+            let import = self.import(wanted).await?;
             Ok(pb::GetImportResponse {
                 import: Some(wire::import(&slug, import)),
             })
@@ -233,9 +234,8 @@ impl IngestService for Ingest {
             let (workspace, _) = self.workspace(&caller, &body.workspace).await?;
             let (size, token) = (body.page_size, &body.page_token);
             let page = Page::parse_with(size, token, DEFAULT_REJECTED, MAX_REJECTED)?;
-            let (rejected, next) = self
-                .rejected(&caller, workspace, &body.import_id, &page)
-                .await?;
+            let wanted = Named::by(&caller, workspace, &body.partner, &body.import_id)?;
+            let (rejected, next) = self.rejected(wanted, &page).await?;
             Ok(pb::ListRejectedIdentifiersResponse {
                 identifiers: rejected.into_iter().map(wire::rejected).collect(),
                 next_page_token: next,
@@ -251,6 +251,7 @@ impl IngestService for Ingest {
         let (caller, body) = admitted(request);
         respond(async {
             let (workspace, _) = self.workspace(&caller, &body.workspace).await?;
+            let wanted = Named::by(&caller, workspace, &body.partner, &body.import_id)?;
             let id = &body.request_id;
             let first = once(
                 &self.store,
@@ -265,13 +266,9 @@ impl IngestService for Ingest {
                 Once::Done(answer) => return Ok(answer),
                 Once::First(first) => first,
             };
-            let (tx, import_id) = (first.tx(), &body.import_id);
-            let Some(published) = self
-                .confirm_import(tx, &caller, workspace, import_id)
-                .await?
-            else {
+            let Some(published) = self.confirm_import(first.tx(), &caller, wanted).await? else {
                 drop(first);
-                self.renew_preview(&caller, workspace, import_id).await?;
+                self.renew_preview(&caller, wanted).await?;
                 return Err(preview_outdated());
             };
             let answer = pb::ConfirmImportResponse {
@@ -290,6 +287,7 @@ impl IngestService for Ingest {
         let (caller, body) = admitted(request);
         respond(async {
             let (workspace, slug) = self.workspace(&caller, &body.workspace).await?;
+            let wanted = Named::by(&caller, workspace, &body.partner, &body.import_id)?;
             let id = &body.request_id;
             let first = once(
                 &self.store,
@@ -304,9 +302,7 @@ impl IngestService for Ingest {
                 Once::Done(answer) => return Ok(answer),
                 Once::First(first) => first,
             };
-            let import = self
-                .abort_import(first.tx(), &caller, workspace, &body.import_id)
-                .await?;
+            let import = self.abort_import(first.tx(), &caller, wanted).await?;
             let answer = pb::AbortImportResponse {
                 import: Some(wire::import(&slug, import)),
             };

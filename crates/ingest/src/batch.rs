@@ -41,7 +41,7 @@ impl Changes {
         self.offset + self.len() as u64
     }
 
-    fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         let sizes = self
             .changes
             .iter()
@@ -381,7 +381,7 @@ impl Ingest {
             rejected::insert(&mut tx, workspace, import_id, changes.offset, &rejections).await?;
         }
         // A revoked credential gets no acknowledgement, however long the batches took.
-        if !credentials::is_active(&mut tx, caller.credential).await? {
+        if !credentials::is_active(&mut tx, caller.credential, caller.peer).await? {
             return Err(credential_invalid());
         }
         tx.commit().await?;

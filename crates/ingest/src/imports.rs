@@ -27,17 +27,47 @@ pub(crate) struct Wanted<'a> {
     pub(crate) since: Option<Timestamp>,
 }
 
-impl Ingest {
-    /// An import that the caller may see.
-    pub(crate) async fn import(
-        &self,
-        caller: &Caller,
+/// An import as a request names it: of the partner of the caller, or of the one it says, or of the
+/// only one that has such an import.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Named<'a> {
+    pub(crate) workspace: WorkspaceId,
+    partner: Option<&'a str>,
+    import_id: &'a str,
+}
+
+impl<'a> Named<'a> {
+    /// Of another partner than its own a caller can name nothing.
+    pub(crate) fn by(
+        caller: &'a Caller,
         workspace: WorkspaceId,
-        id: &str,
-    ) -> Result<Import> {
-        let mut connection = self.store.read_in("get_import", workspace).await?;
-        let found = imports::find(&mut connection, workspace, id).await?;
-        visible(caller, id, found)
+        partner: &'a str,
+        import_id: &'a str,
+    ) -> Result<Self> {
+        let partner = caller.partner(partner)?;
+        Ok(Self {
+            workspace,
+            partner: Some(partner).filter(|partner| !partner.is_empty()),
+            import_id,
+        })
+    }
+
+    async fn find(self, conn: &mut Connection) -> Result<Import> {
+        Ok(imports::named(conn, self.workspace, self.partner, self.import_id).await?)
+    }
+
+    /// Finds it, and locks it until the transaction ends.
+    pub(crate) async fn lock(self, conn: &mut Connection) -> Result<Import> {
+        let found = self.find(conn).await?;
+        Ok(imports::lock(conn, self.workspace, &found.id).await?)
+    }
+}
+
+impl Ingest {
+    /// An import.
+    pub(crate) async fn import(&self, wanted: Named<'_>) -> Result<Import> {
+        let mut connection = self.store.read_in("get_import", wanted.workspace).await?;
+        wanted.find(&mut connection).await
     }
 
     /// A page of imports and the token of the next one.
@@ -84,17 +114,15 @@ impl Ingest {
     /// A page of the identifiers of an import that had no effect.
     pub(crate) async fn rejected(
         &self,
-        caller: &Caller,
-        workspace: WorkspaceId,
-        id: &str,
+        wanted: Named<'_>,
         page: &Page<u64>,
     ) -> Result<(Vec<Rejected>, String)> {
+        let workspace = wanted.workspace;
         let mut connection = self.store.read_in("list_rejected", workspace).await?;
-        let found = imports::find(&mut connection, workspace, id).await?;
-        visible(caller, id, found)?;
+        let id = wanted.find(&mut connection).await?.id;
         let from = page.after.map_or(0, |last| last.saturating_add(1));
         let limit = usize::try_from(page.limit()).expect("a page size is small and positive");
-        let mut found = rejected::list(&mut connection, workspace, id, from, limit).await?;
+        let mut found = rejected::list(&mut connection, workspace, &id, from, limit).await?;
         let mut next = page.cut(&mut found.identifiers, |last| last.position);
         if next.is_empty() && found.more {
             let last = found.identifiers.last().map(|last| last.position);
@@ -109,15 +137,15 @@ impl Ingest {
         &self,
         tx: &mut Tx,
         caller: &Caller,
-        workspace: WorkspaceId,
-        id: &str,
+        wanted: Named<'_>,
     ) -> Result<Option<Published>> {
-        let import = lock(tx, caller, workspace, id).await?;
+        let workspace = wanted.workspace;
+        let import = wanted.lock(tx).await?;
         match import.state {
             State::AwaitingConfirmation => {
                 let confirmed = self.confirm(tx, caller, workspace, &import).await?;
                 if confirmed.is_some() {
-                    record(tx, caller, workspace, "confirm", id).await?;
+                    record(tx, caller, workspace, "confirm", wanted.import_id).await?;
                 }
                 return Ok(confirmed);
             }
@@ -132,7 +160,7 @@ impl Ingest {
         Err(Error::new(
             Kind::FailedPrecondition,
             "IMPORT_NOT_AWAITING_CONFIRMATION",
-            format!("import {id:?} does not await confirmation"),
+            format!("import {:?} does not await confirmation", wanted.import_id),
         ))
     }
 
@@ -141,19 +169,19 @@ impl Ingest {
         &self,
         tx: &mut Tx,
         caller: &Caller,
-        workspace: WorkspaceId,
-        id: &str,
+        wanted: Named<'_>,
     ) -> Result<Import> {
-        let import = lock(tx, caller, workspace, id).await?;
+        let workspace = wanted.workspace;
+        let import = wanted.lock(tx).await?;
         match import.state {
             State::Open | State::AwaitingConfirmation => {
-                imports::set_aborted(tx, workspace, id).await?;
-                record(tx, caller, workspace, "abort", id).await?;
+                imports::set_aborted(tx, workspace, &import.id).await?;
+                record(tx, caller, workspace, "abort", wanted.import_id).await?;
             }
             State::Aborted => {}
             State::Committed | State::Expired => return Err(finished(&import)),
         }
-        Ok(imports::lock(tx, workspace, id).await?)
+        Ok(imports::lock(tx, workspace, &import.id).await?)
     }
 }
 
@@ -175,21 +203,4 @@ pub(crate) fn preview_outdated() -> Error {
         "PREVIEW_OUTDATED",
         "the cohort has changed since the preview; look at the new one and confirm again",
     )
-}
-
-async fn lock(
-    conn: &mut Connection,
-    caller: &Caller,
-    workspace: WorkspaceId,
-    id: &str,
-) -> Result<Import> {
-    let locked = imports::lock(conn, workspace, id).await?;
-    visible(caller, id, Some(locked))
-}
-
-/// Another partner's import answers like one that does not exist.
-fn visible(caller: &Caller, id: &str, found: Option<Import>) -> Result<Import> {
-    found
-        .filter(|import| caller.sees_partner(&import.partner))
-        .ok_or_else(|| Error::not_found("import", id))
 }

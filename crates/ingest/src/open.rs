@@ -64,7 +64,8 @@ impl<'a> Entry<'a> {
 
     pub(crate) fn new_import<'b>(&'b self, caller: &'b Caller, cohort: &Cohort) -> NewImport<'b> {
         NewImport {
-            id: &self.open.import_id,
+            partner: self.partner,
+            partner_import_id: &self.open.import_id,
             cohort: cohort.id,
             mode: self.open.mode,
             source_time: self.open.source_time,
@@ -155,16 +156,25 @@ impl Ingest {
         let new = entry.new_import(caller, &cohort);
         let (workspace, expiry) = (entry.workspace, self.settings.import_expiry);
         let created = imports::insert(&mut tx, workspace, &new, expiry).await?;
-        let mut import = imports::lock(&mut tx, workspace, new.id).await?;
-        if !created {
-            check_same(&import, &new)?;
-            if import.state == State::Open {
-                import.fence = imports::take_over(&mut tx, workspace, new.id, expiry).await?;
+        let import = match created {
+            Some(id) => {
+                let import = imports::lock(&mut tx, workspace, &id).await?;
+                // Only once: a cohort renamed since must not get its old name back from a resume.
+                entry.name(&mut tx, caller.by(), &cohort).await?;
+                import
             }
-        } else {
-            // Only once: a cohort renamed since must not get its old name back from a resume.
-            entry.name(&mut tx, caller.by(), &cohort).await?;
-        }
+            None => {
+                let (partner, id) = (Some(entry.partner), new.partner_import_id);
+                let found = imports::named(&mut tx, workspace, partner, id).await?;
+                let mut import = imports::lock(&mut tx, workspace, &found.id).await?;
+                check_same(&import, &new)?;
+                if import.state == State::Open {
+                    import.fence =
+                        imports::take_over(&mut tx, workspace, &import.id, expiry).await?;
+                }
+                import
+            }
+        };
         tx.commit().await?;
         Ok(Writer {
             workspace,
@@ -201,7 +211,7 @@ fn check_same(import: &Import, new: &NewImport<'_>) -> Result<()> {
         "IMPORT_MISMATCH",
         format!(
             "import {:?} was opened before for another cohort or with other options",
-            import.id
+            import.partner_import_id
         ),
     ))
 }
@@ -218,6 +228,6 @@ pub(crate) fn finished(import: &Import) -> Error {
     Error::new(
         Kind::FailedPrecondition,
         "IMPORT_FINISHED",
-        format!("import {:?} is {how}", import.id),
+        format!("import {:?} is {how}", import.partner_import_id),
     )
 }

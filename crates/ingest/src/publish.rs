@@ -19,6 +19,7 @@ use crate::{
     Ingest,
     batch::{Changes, fenced, resolve},
     cohorts::record,
+    imports::Named,
     open::{Entry, finished},
     session::{Commit, Published, Writer},
 };
@@ -93,16 +94,18 @@ impl Ingest {
             return Ok(None);
         }
         let workspace = entry.workspace;
+        caller.count_identifiers(workspace, batch.len())?;
         let patience = self.settings.cohort_wait;
         let turn = self.gate.turn(entry.gate_key(), patience).await?;
         let mut tx = self.store.begin_in("import_at_once", workspace).await?;
         tx.wait_for_locks(turn.patience_left()).await?;
         let cohort = entry.cohort(&mut tx, caller.by()).await?;
         let new = entry.new_import(caller, &cohort);
-        if !imports::insert(&mut tx, workspace, &new, self.settings.import_expiry).await? {
+        let expiry = self.settings.import_expiry;
+        let Some(id) = imports::insert(&mut tx, workspace, &new, expiry).await? else {
             return Ok(None);
-        }
-        let mut import = imports::lock(&mut tx, workspace, new.id).await?;
+        };
+        let mut import = imports::lock(&mut tx, workspace, &id).await?;
         entry.name(&mut tx, caller.by(), &cohort).await?;
         let digest = batch.digest(ImportDigest::default());
         let identities = &self.identities;
@@ -111,7 +114,7 @@ impl Ingest {
         import.next_offset = batch.end();
         check_content(commit, import.next_offset, &digest.finish())?;
         let rejections = batch.rejections(&resolution.rejected);
-        rejected::insert(&mut tx, workspace, new.id, 0, &rejections).await?;
+        rejected::insert(&mut tx, workspace, &id, 0, &rejections).await?;
         let source = Source::AtOnce(resolution.batch);
         let outcome = self.publish(tx, caller, workspace, &import, commit, source);
         Ok(Some(outcome.await?))
@@ -142,14 +145,13 @@ impl Ingest {
     }
 
     /// Gives an import that awaits confirmation a preview relative to the cohort of this moment.
-    pub(crate) async fn renew_preview(
-        &self,
-        caller: &Caller,
-        workspace: WorkspaceId,
-        import_id: &str,
-    ) -> Result<()> {
-        let mut tx = self.store.begin_in("renew_preview", workspace).await?;
-        let import = imports::lock(&mut tx, workspace, import_id).await?;
+    pub(crate) async fn renew_preview(&self, caller: &Caller, wanted: Named<'_>) -> Result<()> {
+        let mut tx = self
+            .store
+            .begin_in("renew_preview", wanted.workspace)
+            .await?;
+        let workspace = wanted.workspace;
+        let import = wanted.lock(&mut tx).await?;
         if let (State::AwaitingConfirmation, Some(digest)) = (import.state, &import.digest) {
             let plan = self
                 .plan(&mut tx, caller, workspace, &import, Source::Staged)
@@ -205,7 +207,7 @@ impl Ingest {
         }
         // Held until the transaction ends: a revocation that has returned was before this, and
         // nothing is published after it.
-        if !credentials::hold(tx, caller.credential).await? {
+        if !credentials::hold(tx, caller.credential, caller.peer).await? {
             return Err(credential_invalid());
         }
         let directory = self.store.directory(tx, workspace).await?;
@@ -252,8 +254,15 @@ impl Ingest {
     ) -> Result<Published> {
         let (cohort, publication) = (plan.cohort.id, &plan.publication);
         let time = import.source_time;
-        let version =
-            versions::publish(tx, workspace, cohort, &import.id, time, publication).await?;
+        let version = versions::publish(
+            tx,
+            workspace,
+            cohort,
+            &import.partner_import_id,
+            time,
+            publication,
+        )
+        .await?;
         let summary = publication.summary;
         imports::set_committed(tx, workspace, &import.id, digest, &summary, version).await?;
         record(tx, caller.by(), workspace, "publish", plan.cohort.key()).await?;

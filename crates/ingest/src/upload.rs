@@ -71,6 +71,8 @@ impl<S: Stream<Item = Result<Message>>> Upload<'_, S> {
                 }
             }
             batch.check(writer.mode)?;
+            let caller = self.client.caller;
+            caller.count_identifiers(writer.workspace, batch.len())?;
             let group = self.gather(writer, batch);
             self.stage(writer, group).await?;
         }
@@ -86,6 +88,7 @@ impl<S: Stream<Item = Result<Message>>> Upload<'_, S> {
 
     /// A batch, and those after it that have arrived.
     fn gather(&mut self, writer: &Writer, first: Changes) -> Vec<Changes> {
+        let caller = self.client.caller;
         let mut end = first.end();
         let mut group = vec![first];
         while group.len() < MAX_GROUP {
@@ -99,7 +102,11 @@ impl<S: Stream<Item = Result<Message>>> Upload<'_, S> {
             match arrived {
                 None => break,
                 Some(Ok(Some(Message::Batch(batch))))
-                    if batch.offset == end && batch.check(writer.mode).is_ok() =>
+                    if batch.offset == end
+                        && batch.check(writer.mode).is_ok()
+                        && caller
+                            .count_identifiers(writer.workspace, batch.len())
+                            .is_ok() =>
                 {
                     end = batch.end();
                     group.push(batch);

@@ -209,7 +209,7 @@ pub(crate) fn order(order: pb::CohortOrder) -> Order {
 pub(crate) fn import(slug: &str, import: Import) -> pb::Import {
     pb::Import {
         workspace: slug.to_owned(),
-        import_id: import.id,
+        import_id: import.partner_import_id,
         partner: import.partner,
         cohort_id: import.partner_cohort_id,
         mode: match import.mode {

@@ -52,7 +52,7 @@ impl Api {
         };
         // Nobody can make themselves a credential while theirs is being revoked: either this is
         // refused, or the revocation waits for it, and who revoked sees it in the lists.
-        if !credentials::hold(first.tx(), caller.credential).await? {
+        if !credentials::hold(first.tx(), caller.credential, caller.peer).await? {
             return Err(credential_invalid());
         }
         let answer = work(first.tx()).await?;

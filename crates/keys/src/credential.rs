@@ -8,7 +8,7 @@ use muster_service::Page;
 use muster_storage::{
     Connection, Timestamp, Tx, WorkspaceId,
     audit::{self, By},
-    credentials::{self, Credential, NewCredential, noun},
+    credentials::{self, Credential, NewCredential, State, noun},
 };
 use uuid::Uuid;
 
@@ -26,6 +26,7 @@ pub(crate) struct Grant<'a> {
     pub(crate) workspace: Option<WorkspaceId>,
     pub(crate) partner: Option<&'a str>,
     pub(crate) scopes: &'a [String],
+    pub(crate) allowed_addresses: &'a [String],
     pub(crate) label: &'a str,
     pub(crate) expires_at: Option<Timestamp>,
 }
@@ -49,6 +50,7 @@ pub(crate) async fn issue(tx: &mut Tx, by: By<'_>, grant: Grant<'_>) -> Result<I
         workspace: grant.workspace,
         partner: grant.partner,
         scopes: grant.scopes,
+        allowed_addresses: grant.allowed_addresses,
         label: grant.label,
         created_by: by.actor,
         expires_at: grant.expires_at,
@@ -85,6 +87,24 @@ pub(crate) async fn revoke(tx: &mut Tx, by: By<'_>, credential: Credential) -> R
     if credentials::revoke(tx, credential.kind, credential.id).await? {
         record(tx, by, "revoke", &credential).await?;
     }
+    again(tx, &credential).await
+}
+
+/// Sets the networks that a credential is accepted from, and writes the audit event.
+///
+/// # Errors
+/// `FAILED_PRECONDITION` (`KEY_NOT_ACTIVE`).
+pub(crate) async fn restrict(
+    tx: &mut Tx,
+    by: By<'_>,
+    credential: Credential,
+    allowed_addresses: &[String],
+) -> Result<Credential> {
+    if credential.state != State::Active {
+        return Err(not_active(&credential));
+    }
+    credentials::restrict(tx, credential.kind, credential.id, allowed_addresses).await?;
+    record(tx, by, "restrict", &credential).await?;
     again(tx, &credential).await
 }
 
@@ -126,9 +146,9 @@ pub(crate) async fn list(
 /// The refusal of something that only an accepted key can have done to it.
 pub(crate) fn not_active(credential: &Credential) -> Error {
     let state = match credential.state {
-        credentials::State::Active => "active",
-        credentials::State::Expired => "expired",
-        credentials::State::Revoked => "revoked",
+        State::Active => "active",
+        State::Expired => "expired",
+        State::Revoked => "revoked",
     };
     Error::new(
         ErrorKind::FailedPrecondition,

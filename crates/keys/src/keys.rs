@@ -24,6 +24,7 @@ use crate::{
 pub(crate) struct NewKey {
     pub(crate) partner: String,
     pub(crate) label: String,
+    pub(crate) allowed_addresses: Vec<String>,
     pub(crate) expires_at: Option<Timestamp>,
 }
 
@@ -51,6 +52,7 @@ pub(crate) async fn create(
         workspace: Some(workspace),
         partner: Some(&new.partner),
         scopes: &[],
+        allowed_addresses: &new.allowed_addresses,
         label: &new.label,
         expires_at: new.expires_at,
     };
@@ -104,6 +106,21 @@ pub(crate) async fn revoke(
     credential::revoke(tx, by, key).await
 }
 
+/// Sets the networks that a key is accepted from.
+///
+/// # Errors
+/// `NOT_FOUND`; `FAILED_PRECONDITION` (`KEY_NOT_ACTIVE`).
+pub(crate) async fn restrict(
+    tx: &mut Tx,
+    by: By<'_>,
+    workspace: WorkspaceId,
+    key_id: &str,
+    allowed_addresses: &[String],
+) -> Result<Credential> {
+    let key = get(tx, workspace, key_id).await?;
+    credential::restrict(tx, by, key, allowed_addresses).await
+}
+
 /// Creates a successor of a key and lets the key expire after `overlap`.
 ///
 /// The successor lives as long as the key was made to: keys that are to be renewed every quarter
@@ -143,6 +160,7 @@ pub(crate) async fn rotate(
         workspace: Some(workspace),
         partner: Some(partner),
         scopes: &[],
+        allowed_addresses: &key.allowed_addresses,
         label: &key.label,
         expires_at: key
             .expires_at

@@ -29,6 +29,7 @@ pub async fn bootstrap_operator(store: &Store) -> Result<Secret> {
         workspace: None,
         partner: None,
         scopes: &["*".to_owned()],
+        allowed_addresses: &[],
         label: "operator",
         expires_at: None,
     };

@@ -14,13 +14,20 @@ use crate::{
 ///
 /// # Errors
 /// `NOT_FOUND` for the partner.
-pub(crate) async fn create(tx: &mut Tx, by: By<'_>, partner: &str, label: &str) -> Result<Issued> {
+pub(crate) async fn create(
+    tx: &mut Tx,
+    by: By<'_>,
+    partner: &str,
+    label: &str,
+    allowed_addresses: &[String],
+) -> Result<Issued> {
     partners::find(tx, partner).await?;
     let grant = Grant {
         kind: Kind::PartnerApiKey,
         workspace: None,
         partner: Some(partner),
         scopes: &[],
+        allowed_addresses,
         label,
         expires_at: None,
     };

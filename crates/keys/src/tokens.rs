@@ -23,6 +23,7 @@ use crate::{
 pub(crate) struct NewToken {
     pub(crate) label: String,
     pub(crate) scopes: Scopes,
+    pub(crate) allowed_addresses: Vec<String>,
     pub(crate) expires_at: Option<Timestamp>,
 }
 
@@ -53,6 +54,7 @@ pub(crate) async fn create(
         workspace,
         partner: None,
         scopes: &names(&new.scopes),
+        allowed_addresses: &new.allowed_addresses,
         label: &new.label,
         expires_at: new.expires_at,
     };
@@ -76,12 +78,42 @@ pub(crate) async fn list(
 /// # Errors
 /// `NOT_FOUND`.
 pub(crate) async fn revoke(tx: &mut Tx, caller: &Caller, token_id: &str) -> Result<Credential> {
-    let token = credential::find(tx, Kind::ServiceToken, token_id, |token| {
+    let token = visible(tx, caller, token_id).await?;
+    credential::revoke(tx, caller.by(), token).await
+}
+
+/// Sets the networks that a token which the caller may see is accepted from.
+///
+/// # Errors
+/// `NOT_FOUND`; `FAILED_PRECONDITION` (`KEY_NOT_ACTIVE`), and `WOULD_LOCK_OUT` if it is the token of
+/// this call, which would not be accepted from here any more.
+pub(crate) async fn restrict(
+    tx: &mut Tx,
+    caller: &Caller,
+    token_id: &str,
+    allowed_addresses: &[String],
+) -> Result<Credential> {
+    let token = visible(tx, caller, token_id).await?;
+    let token = credential::restrict(tx, caller.by(), token, allowed_addresses).await?;
+    if token.id == caller.credential && !token.is_allowed_from(caller.peer) {
+        let here = caller
+            .peer
+            .map_or("here".to_owned(), |peer| peer.to_string());
+        return Err(Error::new(
+            ErrorKind::FailedPrecondition,
+            "WOULD_LOCK_OUT",
+            format!("it is the token of this call, which comes from {here}"),
+        ));
+    }
+    Ok(token)
+}
+
+async fn visible(tx: &mut Tx, caller: &Caller, token_id: &str) -> Result<Credential> {
+    credential::find(tx, Kind::ServiceToken, token_id, |token| {
         let of = token.workspace.as_ref().map(|(id, _)| *id);
         access::own(caller).is_none_or(|own| of == Some(own))
     })
-    .await?;
-    credential::revoke(tx, caller.by(), token).await
+    .await
 }
 
 /// Scopes as they are stored: each once, in the order of the table.

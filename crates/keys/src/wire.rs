@@ -3,6 +3,7 @@
 use muster_domain::{
     error::{Error, FieldContext as _, Result},
     name,
+    network::{MAX_NETWORKS, Network},
 };
 use muster_proto::keys::v1 as pb;
 use muster_service::{Page, authorization::Scopes, wire};
@@ -60,6 +61,8 @@ impl Kept for pb::CreateServiceTokenResponse {
 }
 
 impl Kept for pb::RevokeKeyResponse {}
+impl Kept for pb::RestrictKeyResponse {}
+impl Kept for pb::RestrictServiceTokenResponse {}
 impl Kept for pb::CreateWorkspaceResponse {}
 impl Kept for pb::CreatePartnerResponse {}
 impl Kept for pb::EnablePartnerResponse {}
@@ -71,6 +74,7 @@ pub(crate) fn new_key(body: &pb::CreateKeyRequest) -> Result<NewKey> {
     Ok(NewKey {
         partner: body.partner.clone(),
         label: label(&body.label)?,
+        allowed_addresses: allowed_addresses(&body.allowed_addresses)?,
         expires_at: moment("expire_time", body.expire_time.as_ref())?,
     })
 }
@@ -80,8 +84,23 @@ pub(crate) fn new_token(body: &pb::CreateServiceTokenRequest) -> Result<NewToken
     Ok(NewToken {
         label: body.label.clone(),
         scopes: Scopes::parse(&body.scopes)?,
+        allowed_addresses: allowed_addresses(&body.allowed_addresses)?,
         expires_at: moment("expire_time", body.expire_time.as_ref())?,
     })
+}
+
+/// The networks that a credential shall be accepted from, in their usual form.
+pub(crate) fn allowed_addresses(texts: &[String]) -> Result<Vec<String>> {
+    const FIELD: &str = "allowed_addresses";
+    if texts.len() > MAX_NETWORKS {
+        let problem = format!("must be at most {MAX_NETWORKS}, not {}", texts.len());
+        return Err(Error::field(FIELD, problem));
+    }
+    let usual = |(at, text): (usize, &String)| match text.parse::<Network>() {
+        Ok(network) => Ok(network.to_string()),
+        Err(problem) => Err(Error::field(format!("{FIELD}[{at}]"), problem.to_string())),
+    };
+    texts.iter().enumerate().map(usual).collect()
 }
 
 /// What a person calls something; may be empty.
@@ -195,6 +214,7 @@ pub(crate) fn data_import_key(key: Credential) -> pb::DataImportKey {
         revoke_time: key.revoked_at.map(wire::to_wire),
         last_used_time: key.last_used_at.map(wire::to_wire),
         replaced_by_key_id: key.replaced_by.map(|id| id.to_string()).unwrap_or_default(),
+        allowed_addresses: key.allowed_addresses,
     }
 }
 
@@ -205,6 +225,7 @@ pub(crate) fn partner_api_key(key: Credential) -> pb::PartnerApiKey {
         partner: key.partner.unwrap_or_default(),
         label: key.label,
         hint: key.hint,
+        allowed_addresses: key.allowed_addresses,
         create_time: Some(wire::to_wire(key.created_at)),
         revoke_time: key.revoked_at.map(wire::to_wire),
         last_used_time: key.last_used_at.map(wire::to_wire),
@@ -219,6 +240,7 @@ pub(crate) fn service_token(token: Credential) -> pb::ServiceToken {
         label: token.label,
         hint: token.hint,
         scopes: token.scopes,
+        allowed_addresses: token.allowed_addresses,
         create_time: Some(wire::to_wire(token.created_at)),
         expire_time: token.expires_at.map(wire::to_wire),
         revoke_time: token.revoked_at.map(wire::to_wire),

@@ -18,7 +18,9 @@ pub(crate) fn shared_buffers() -> String {
 /// Of the machine, in bytes; `None` where that is not told.
 fn machine() -> Option<u64> {
     let told = fs::read_to_string("/proc/meminfo").ok()?;
-    let total = told.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let total = told
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"))?;
     let kib: u64 = total.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib * 1024)
 }

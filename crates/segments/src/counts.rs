@@ -47,7 +47,7 @@ impl Turns {
         filters: &[WrittenFilter],
         demands: &Demands,
     ) -> Result<Counted> {
-        let _turn = self.turn().await?;
+        let _turn = self.turn(workspace).await?;
         let (mut tx, directory) = snapshot(store, workspace, demands).await?;
         let saved = references::resolve_all(&mut tx, workspace, filters).await?;
         let roots: Vec<Uuid> = saved

@@ -20,12 +20,10 @@ use muster_storage::{
     directory::Directory,
     resolutions::CohortRead,
     segments::{self, Segment},
+    share::{Held, Shares},
     versions,
 };
-use tokio::{
-    sync::{Semaphore, SemaphorePermit},
-    time::{Instant, timeout},
-};
+use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
 use crate::{
@@ -77,10 +75,11 @@ pub(crate) struct Evaluated {
     pub(crate) cohorts: Vec<CohortRead>,
 }
 
-/// The evaluations that a process makes at once: each holds all cohorts of its filter in memory.
+/// The evaluations that a process makes at once: each holds all cohorts of its filter in memory. One
+/// workspace makes half of them at most.
 #[derive(Debug)]
 pub(crate) struct Turns {
-    free: Semaphore,
+    free: Shares,
     patience: Duration,
 }
 
@@ -88,7 +87,7 @@ impl Turns {
     /// So many at once; a call waits at most `patience` for its turn.
     pub(crate) fn new(at_once: usize, patience: Duration) -> Self {
         Self {
-            free: Semaphore::new(at_once),
+            free: Shares::halves(at_once),
             patience,
         }
     }
@@ -104,7 +103,7 @@ impl Turns {
         source: &Source,
         demands: &Demands,
     ) -> Result<Evaluated> {
-        let _turn = self.turn().await?;
+        let _turn = self.turn(workspace).await?;
         let plan = plan(store, workspace, source, demands).await?;
         plan.evaluate().await
     }
@@ -113,17 +112,16 @@ impl Turns {
     ///
     /// # Errors
     /// `RESOURCE_EXHAUSTED` (`EVALUATIONS_BUSY`) if it does not come in time.
-    pub(crate) async fn turn(&self) -> Result<SemaphorePermit<'_>> {
-        let turn = timeout(self.patience, self.free.acquire()).await;
-        let turn = turn.map_err(|_| {
+    pub(crate) async fn turn(&self, workspace: WorkspaceId) -> Result<Held> {
+        let turn = timeout(self.patience, self.free.take(workspace)).await;
+        turn.map_err(|_| {
             Error::new(
                 Kind::ResourceExhausted,
                 "EVALUATIONS_BUSY",
                 "the server makes as many evaluations as it may; try again",
             )
             .retry_after(Duration::from_secs(1))
-        })?;
-        Ok(turn.expect("nobody closes it"))
+        })
     }
 }
 

@@ -156,6 +156,7 @@ pub const AUTHORIZATION: &[Rule] = &[
     token("/muster.keys.v1.KeyService/GetKey", Scope::KeysRead),
     token("/muster.keys.v1.KeyService/ListKeys", Scope::KeysRead),
     token("/muster.keys.v1.KeyService/RevokeKey", Scope::KeysWrite),
+    token("/muster.keys.v1.KeyService/RestrictKey", Scope::KeysWrite),
     token("/muster.keys.v1.KeyService/RotateKey", Scope::KeysWrite),
     token(
         "/muster.keys.v1.IntegrationService/CreateWorkspace",
@@ -204,6 +205,10 @@ pub const AUTHORIZATION: &[Rule] = &[
     token(
         "/muster.keys.v1.IntegrationService/ListServiceTokens",
         Scope::KeysRead,
+    ),
+    token(
+        "/muster.keys.v1.IntegrationService/RestrictServiceToken",
+        Scope::IntegrationsWrite,
     ),
     token(
         "/muster.keys.v1.IntegrationService/RevokeServiceToken",

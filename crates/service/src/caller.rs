@@ -6,22 +6,26 @@
 
 use std::{
     net::IpAddr,
+    sync::Arc,
     task::{Context, Poll},
 };
 
 use futures::future::BoxFuture;
 use http::{HeaderMap, Request as HttpRequest, Response as HttpResponse};
+use http_body_util::BodyExt as _;
 use muster_domain::{
-    credential::{Kind as CredentialKind, Secret},
+    credential::{Digest, Kind as CredentialKind, Secret},
     error::{Error, Kind, Result},
     name,
 };
 use muster_listener::Peer;
 use muster_storage::{
-    Store, WorkspaceId,
+    Connection, Store, WorkspaceId,
     audit::By,
     credentials::{self, Credential, State},
-    partners, workspaces,
+    partners,
+    share::Held,
+    workspaces,
 };
 use tokio::time::Instant;
 use tonic::{Request, Status, body::Body};
@@ -29,14 +33,18 @@ use tower::{Layer, Service};
 use uuid::Uuid;
 
 use crate::{
+    attempts::{self, Attempts},
     authorization::{Rule, Scopes, rule},
-    refusals::Refusals,
-    refused_calls::{OTHER_WORKSPACE, Refused},
+    refusals::{Refusals, Refused},
     response::status,
+    traffic::{self, Account, Traffic},
 };
 
+/// The reason why a workspace was not found by a credential that is bound to another one.
+const OTHER_WORKSPACE: &str = "OTHER_WORKSPACE";
+
 /// Somebody whose credential was accepted for the rpc called.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Caller {
     /// How the audit trail names the caller, such as `service_token:0195…`.
     pub actor: String,
@@ -54,6 +62,8 @@ pub struct Caller {
     pub admitted_at: Instant,
     /// The address that the call came from; `None` if it came from no network.
     pub peer: Option<IpAddr>,
+    traffic: Arc<Traffic>,
+    refusals: Refusals,
 }
 
 /// Takes a request apart into who calls and what is asked.
@@ -81,12 +91,17 @@ impl Caller {
     ///
     /// # Errors
     /// `NOT_FOUND` for a workspace that does not exist or that the caller may not see;
-    /// `INVALID_ARGUMENT` if it is empty and the caller is not bound to one.
+    /// `INVALID_ARGUMENT` if it is empty and the caller is not bound to one; `RESOURCE_EXHAUSTED`
+    /// (`RATE_LIMITED`) if the workspace has had too many calls.
     pub async fn workspace(&self, store: &Store, slug: &str) -> Result<WorkspaceId> {
         match &self.bound_to {
             Some((id, own)) if slug.is_empty() || slug == own => Ok(*id),
-            Some(_) => {
-                self.refused().tell(store, OTHER_WORKSPACE);
+            Some((own, _)) => {
+                let rpc = self.rpc;
+                let refused =
+                    Refused::to_call(self.credential, self.by(), Some(*own), rpc, OTHER_WORKSPACE);
+                let mut connection = store.credential_connection().await?;
+                self.refusals.tell(&mut connection, refused).await;
                 Err(Error::not_found("workspace", slug))
             }
             None if slug.is_empty() => Err(Error::field("workspace", "must not be empty")),
@@ -96,18 +111,10 @@ impl Caller {
                 let mut connection = store.connection().await?;
                 let found = workspaces::find(&mut connection, slug).await?;
                 let workspace = found.ok_or_else(|| Error::not_found("workspace", slug))?;
+                // Of callers that are bound to one it was counted before.
+                self.traffic.workspace_call(workspace.id)?;
                 Ok(workspace.id)
             }
-        }
-    }
-
-    fn refused(&self) -> Refused {
-        Refused {
-            credential: self.credential,
-            actor: self.actor.clone(),
-            workspace: self.bound_to.as_ref().map(|(id, _)| *id),
-            peer: self.peer,
-            rpc: self.rpc,
         }
     }
 
@@ -123,6 +130,15 @@ impl Caller {
         }
     }
 
+    /// Counts identifiers that the caller sends for a workspace.
+    ///
+    /// # Errors
+    /// `RESOURCE_EXHAUSTED` (`RATE_LIMITED`).
+    pub fn count_identifiers(&self, workspace: WorkspaceId, amount: usize) -> Result<()> {
+        let amount = u64::try_from(amount).unwrap_or(u64::MAX);
+        self.traffic.identifiers(self, workspace, amount)
+    }
+
     /// Whether the caller may see what belongs to a partner.
     pub fn sees_partner(&self, partner: &str) -> bool {
         self.partner.as_deref().is_none_or(|own| own == partner)
@@ -135,7 +151,7 @@ impl Caller {
     /// `UNAUTHENTICATED` (`CREDENTIAL_INVALID`) if it is not any more.
     pub async fn check_active(&self, store: &Store) -> Result<()> {
         let mut connection = store.credential_connection().await?;
-        if credentials::is_active(&mut connection, self.credential).await? {
+        if credentials::is_active(&mut connection, self.credential, self.peer).await? {
             Ok(())
         } else {
             Err(credential_invalid())
@@ -143,7 +159,7 @@ impl Caller {
     }
 }
 
-/// Unknown, malformed, revoked, expired, or not for this: the caller cannot tell which.
+/// Unknown, malformed, revoked, expired, not from here, or not for this: the caller cannot tell which.
 pub fn credential_invalid() -> Error {
     Error::new(
         Kind::Unauthenticated,
@@ -156,14 +172,18 @@ pub fn credential_invalid() -> Error {
 #[derive(Debug, Clone)]
 pub struct AuthLayer {
     store: Store,
+    attempts: Arc<Attempts>,
+    traffic: Arc<Traffic>,
     refusals: Refusals,
 }
 
 impl AuthLayer {
     /// Looks credentials up in a store.
-    pub fn new(store: Store) -> Self {
+    pub fn new(store: Store, attempts: &attempts::Settings, traffic: &traffic::Settings) -> Self {
         Self {
             store,
+            attempts: Arc::new(Attempts::new(attempts)),
+            traffic: Arc::new(Traffic::new(traffic)),
             refusals: Refusals::default(),
         }
     }
@@ -216,9 +236,15 @@ where
         Box::pin(async move {
             let peer = peer(&request);
             match door.admit(rule, request.headers(), peer).await {
-                Ok(caller) => {
+                Ok((caller, place)) => {
                     request.extensions_mut().insert(caller);
-                    inner.call(request).await
+                    let answer = inner.call(request).await?;
+                    // The call lasts until its answer has been given, or is not wanted any more.
+                    let to_the_end = move |frame| {
+                        let _ = &place;
+                        frame
+                    };
+                    Ok(answer.map(|body| Body::new(body.map_frame(to_the_end))))
                 }
                 Err(error) => Ok(status(error).into_http()),
             }
@@ -246,30 +272,27 @@ fn is_open(path: &str) -> bool {
         .any(|package| path.starts_with(package))
 }
 
+/// A secret as it was presented, that may be one of ours.
+struct Presented {
+    secret: Secret,
+    digest: Digest,
+}
+
 impl AuthLayer {
+    /// Who calls, and the call's place among those that are open. The database is asked only where
+    /// nothing speaks against it.
     async fn admit(
         &self,
         rule: &'static Rule,
         headers: &HeaderMap,
         peer: Option<IpAddr>,
-    ) -> Result<Caller> {
-        let mut connection = self.store.credential_connection().await?;
-        let admitted_at = Instant::now();
+    ) -> Result<(Caller, Held)> {
         let partner_key = match headers.get("muster-partner-api-key") {
             None => None,
             Some(value) => {
-                let invalid = || {
-                    Error::new(
-                        Kind::Unauthenticated,
-                        "PARTNER_API_KEY_INVALID",
-                        "the partner API key is not valid",
-                    )
-                };
-                let text = value.to_str().map_err(|_| invalid())?;
-                let key = self
-                    .look_up(&mut connection, text, CredentialKind::PartnerApiKey, peer)
-                    .await?;
-                Some(key.ok_or_else(invalid)?)
+                let text = value.to_str().ok();
+                let text = text.ok_or_else(partner_key_invalid)?;
+                Some(self.recognise(text, peer, partner_key_invalid)?)
             }
         };
         let bearer = headers
@@ -283,36 +306,58 @@ impl AuthLayer {
                     "the call needs `authorization: Bearer …` in its metadata",
                 )
             })?;
-        let kind = Secret::parse(bearer)
-            .map_err(|_| credential_invalid())?
-            .kind();
-        let credential = self
-            .look_up(&mut connection, bearer, kind, peer)
-            .await?
-            .ok_or_else(credential_invalid)?;
-        let refused = Refused {
-            credential: credential.id,
-            actor: credential.actor(),
-            workspace: credential.workspace.as_ref().map(|(id, _)| *id),
-            peer,
-            rpc: rule.rpc,
+        let bearer = self.recognise(bearer, peer, credential_invalid)?;
+        let mut connection = self.store.credential_connection().await?;
+        let admitted_at = Instant::now();
+        let partner_key = match &partner_key {
+            None => None,
+            Some(key) if key.secret.kind() != CredentialKind::PartnerApiKey => {
+                self.attempts.unknown(peer, Some(&key.digest))?;
+                return Err(partner_key_invalid());
+            }
+            Some(key) => {
+                let found = self.look_up(&mut connection, key, peer).await?;
+                Some(found.ok_or_else(partner_key_invalid)?)
+            }
         };
-        let caller =
-            authorize(credential.clone(), rule, admitted_at, peer).inspect_err(|error| {
+        let credential = self.look_up(&mut connection, &bearer, peer).await?;
+        let credential = credential.ok_or_else(credential_invalid)?;
+        let scopes = match authorize(&credential, rule) {
+            Ok(scopes) => scopes,
+            Err(error) => {
+                self.attempts.misused(&bearer.digest);
                 // Others have no business with any rpc.
                 if error.kind == Kind::PermissionDenied {
-                    refused.tell(&self.store, error.reason);
+                    let actor = &credential.actor();
+                    let (id, by) = (credential.id, By { actor, peer });
+                    let workspace = credential.workspace.map(|(id, _)| id);
+                    let refused = Refused::to_call(id, by, workspace, rule.rpc, error.reason);
+                    self.refusals.tell(&mut connection, refused).await;
                 }
-            })?;
+                return Err(error);
+            }
+        };
+        let caller = Caller {
+            actor: credential.actor(),
+            credential: credential.id,
+            rpc: rule.rpc,
+            scopes,
+            bound_to: credential.workspace.clone(),
+            partner: credential.partner.clone(),
+            admitted_at,
+            peer,
+            traffic: Arc::clone(&self.traffic),
+            refusals: self.refusals.clone(),
+        };
         if let (Some((workspace, _)), Some(partner)) = (&caller.bound_to, &caller.partner) {
             if partner_key.is_some_and(|key| key.partner.as_ref() != Some(partner)) {
+                self.attempts.misused(&bearer.digest);
                 return Err(credential_invalid());
             }
             if !partners::is_enabled(&mut connection, *workspace, partner).await? {
                 let reason = "PARTNER_NOT_ENABLED";
-                self.refusals
-                    .tell(&mut connection, &credential, peer, reason)
-                    .await?;
+                let refused = Refused::to_enter(&credential, peer, reason);
+                self.refusals.tell(&mut connection, refused).await;
                 return Err(Error::new(
                     Kind::PermissionDenied,
                     reason,
@@ -320,46 +365,80 @@ impl AuthLayer {
                 ));
             }
         }
-        Ok(caller)
+        let account = Account::of(&caller);
+        let place = self.traffic.begin(&account);
+        self.attempts.accepted_from(peer, &bearer.digest, account);
+        Ok((caller, place?))
     }
 
-    /// The accepted credential of a kind that a secret stands for.
+    /// Reads a secret, if its like may be looked up for a caller from there.
+    fn recognise(
+        &self,
+        text: &str,
+        peer: Option<IpAddr>,
+        refusal: fn() -> Error,
+    ) -> Result<Presented> {
+        let Ok(secret) = Secret::parse(text) else {
+            self.attempts.unknown(peer, None)?;
+            return Err(refusal());
+        };
+        let digest = secret.digest();
+        if let Some(account) = self.attempts.check(peer, &digest)? {
+            self.traffic.check(&account)?;
+        }
+        Ok(Presented { secret, digest })
+    }
+
+    /// The credential that a secret stands for, if it is accepted from there.
     async fn look_up(
         &self,
-        connection: &mut muster_storage::Connection,
-        text: &str,
-        kind: CredentialKind,
+        connection: &mut Connection,
+        presented: &Presented,
         peer: Option<IpAddr>,
     ) -> Result<Option<Credential>> {
-        let Ok(secret) = Secret::parse(text) else {
-            return Ok(None);
-        };
-        let found = credentials::find_by_digest(connection, &secret.digest()).await?;
+        let (kind, digest) = (presented.secret.kind(), &presented.digest);
+        let found = credentials::find_by_digest(connection, digest).await?;
         let Some(credential) = found.filter(|found| found.kind == kind) else {
+            // The answer is the same, whether or not this was one too many.
+            let _ = self.attempts.unknown(peer, Some(digest));
             return Ok(None);
         };
         let reason = match credential.state {
-            State::Active => {
+            State::Active if credential.is_allowed_from(peer) => {
                 credentials::touch(connection, credential.id).await?;
                 return Ok(Some(credential));
             }
-            State::Expired => "CREDENTIAL_EXPIRED",
-            State::Revoked => "CREDENTIAL_REVOKED",
+            // The caller learns nothing, but it may have been stolen.
+            State::Active => {
+                self.attempts.misplaced(peer, digest);
+                "ADDRESS_NOT_ALLOWED"
+            }
+            State::Expired => {
+                let _ = self.attempts.unknown(peer, Some(digest));
+                "CREDENTIAL_EXPIRED"
+            }
+            State::Revoked => {
+                let _ = self.attempts.unknown(peer, Some(digest));
+                "CREDENTIAL_REVOKED"
+            }
         };
-        self.refusals
-            .tell(connection, &credential, peer, reason)
-            .await?;
+        let refused = Refused::to_enter(&credential, peer, reason);
+        self.refusals.tell(connection, refused).await;
         Ok(None)
     }
 }
 
-fn authorize(
-    credential: Credential,
-    rule: &'static Rule,
-    admitted_at: Instant,
-    peer: Option<IpAddr>,
-) -> Result<Caller> {
-    let scopes = match credential.kind {
+fn partner_key_invalid() -> Error {
+    Error::new(
+        Kind::Unauthenticated,
+        "PARTNER_API_KEY_INVALID",
+        "the partner API key is not valid",
+    )
+}
+
+/// What a credential may do, if that includes this.
+fn authorize(credential: &Credential, rule: &Rule) -> Result<Scopes> {
+    Ok(match credential.kind {
         CredentialKind::ServiceToken => {
             let scopes = Scopes::parse(&credential.scopes)?;
             if !scopes.contain(rule.scope) {
@@ -381,15 +460,5 @@ fn authorize(
         }
         // It says which partner calls, but is no credential for anything by itself.
         CredentialKind::PartnerApiKey => return Err(credential_invalid()),
-    };
-    Ok(Caller {
-        actor: credential.actor(),
-        credential: credential.id,
-        rpc: rule.rpc,
-        scopes,
-        bound_to: credential.workspace,
-        partner: credential.partner,
-        admitted_at,
-        peer,
     })
 }

@@ -18,6 +18,8 @@
 //! how that is found out, [`response`] for what an error becomes on the wire.
 
 pub mod admission;
+mod allowance;
+pub mod attempts;
 pub mod authorization;
 pub mod caller;
 pub mod computation;
@@ -27,10 +29,10 @@ pub mod once;
 pub mod outlet;
 pub mod page;
 mod refusals;
-mod refused_calls;
 pub mod response;
 pub mod server;
 pub mod telemetry;
+pub mod traffic;
 pub mod wire;
 
 pub use admission::Admission;

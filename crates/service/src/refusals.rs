@@ -1,5 +1,5 @@
-//! Tells of calls that were refused although their credential is known: whoever waits for them shall
-//! learn why nothing comes.
+//! Refusals of known credentials in the audit trail: whoever waits for a partner shall learn why nothing
+//! comes, and whoever runs Muster that somebody tries what their credential is not for.
 
 use std::{
     collections::HashMap,
@@ -8,68 +8,142 @@ use std::{
     time::Duration,
 };
 
-use muster_domain::error::Result;
+use muster_domain::credential::Kind;
 use muster_storage::{
-    Connection,
+    Connection, WorkspaceId,
     audit::{self, By},
     credentials::{self, Credential},
 };
 use tokio::time::Instant;
 use uuid::Uuid;
 
-/// How long nothing more is told of the same credential and reason.
-const PAUSE: Duration = Duration::from_secs(60 * 60);
+/// How long the same refusal is no news: whoever tries on and on fills no table.
+const ONCE_IN: Duration = Duration::from_secs(60 * 60);
 
-/// What is remembered before the oldest is forgotten.
-const MAX_REMEMBERED: usize = 10_000;
+/// At most so many are told within that time, whatever there is.
+const MOST: usize = 10_000;
 
-/// Writes refusals into the audit trail; of a caller that tries on and on, one an hour.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Refusals {
-    told: Arc<Mutex<HashMap<(Uuid, &'static str), Instant>>>,
+/// A credential that was refused, and what for.
+#[derive(Debug)]
+pub(crate) struct Refused {
+    credential: Uuid,
+    actor: String,
+    /// The workspace that the credential is bound to.
+    workspace: Option<WorkspaceId>,
+    peer: Option<IpAddr>,
+    wanted: Wanted,
+    reason: &'static str,
 }
 
-impl Refusals {
-    /// Tells that a credential was refused, and why.
-    pub(crate) async fn tell(
-        &self,
-        connection: &mut Connection,
+/// What a credential was refused for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Wanted {
+    /// Whatever it is used for.
+    Anything(Kind),
+    /// An rpc, as `/package.Service/Method`.
+    Rpc(&'static str),
+}
+
+impl Refused {
+    /// A credential that is good for nothing at the moment.
+    pub(crate) fn to_enter(
         credential: &Credential,
         peer: Option<IpAddr>,
         reason: &'static str,
-    ) -> Result<()> {
-        if !self.is_due(credential.id, reason) {
-            return Ok(());
-        }
-        let actor = credential.actor();
-        let by = By {
-            actor: &actor,
+    ) -> Self {
+        Self {
+            credential: credential.id,
+            actor: credential.actor(),
+            workspace: credential.workspace.as_ref().map(|(id, _)| *id),
             peer,
-        };
-        let workspace = credential.workspace.as_ref().map(|(id, _)| *id);
-        let action = format!("{}.use", credentials::noun(credential.kind));
-        audit::append_refusal(connection, workspace, by, &action, &actor, reason).await?;
-        Ok(())
+            wanted: Wanted::Anything(credential.kind),
+            reason,
+        }
     }
 
-    fn is_due(&self, credential: Uuid, reason: &'static str) -> bool {
-        let now = Instant::now();
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = told.get(&(credential, reason));
-        if before.is_some_and(|before| now.duration_since(*before) < PAUSE) {
+    /// A call that the credential is not for.
+    pub(crate) fn to_call(
+        credential: Uuid,
+        by: By<'_>,
+        workspace: Option<WorkspaceId>,
+        rpc: &'static str,
+        reason: &'static str,
+    ) -> Self {
+        Self {
+            credential,
+            actor: by.actor.to_owned(),
+            workspace,
+            peer: by.peer,
+            wanted: Wanted::Rpc(rpc),
+            reason,
+        }
+    }
+}
+
+/// When what was told last in this process.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Refusals(Arc<Mutex<Told>>);
+
+impl Refusals {
+    /// Puts a refusal into the trail if it is news. The caller's answer stays the same if that fails.
+    pub(crate) async fn tell(&self, connection: &mut Connection, refused: Refused) {
+        let key = (refused.credential, refused.wanted, refused.reason);
+        if !self.lock().is_news(key, Instant::now()) {
+            return;
+        }
+        let by = By {
+            actor: &refused.actor,
+            peer: refused.peer,
+        };
+        let (action, resource) = match refused.wanted {
+            Wanted::Anything(kind) => (
+                format!("{}.use", credentials::noun(kind)),
+                refused.actor.clone(),
+            ),
+            Wanted::Rpc(rpc) => (
+                "call.refuse".to_owned(),
+                format!("rpc:{}", rpc.trim_start_matches('/')),
+            ),
+        };
+        let workspace = refused.workspace;
+        let told = audit::append_refusal(
+            connection,
+            workspace,
+            by,
+            &action,
+            &resource,
+            refused.reason,
+        );
+        if let Err(error) = told.await {
+            let cause: &dyn std::error::Error = &error;
+            tracing::warn!(cause, ?refused, "a refusal is missing in the audit trail");
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Told> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+type Key = (Uuid, Wanted, &'static str);
+
+#[derive(Debug, Default)]
+struct Told(HashMap<Key, Instant>);
+
+impl Told {
+    fn is_news(&mut self, key: Key, now: Instant) -> bool {
+        let recent = |told: &Instant| now.duration_since(*told) < ONCE_IN;
+        if self.0.get(&key).is_some_and(recent) {
             return false;
         }
-        if told.len() >= MAX_REMEMBERED {
-            told.retain(|_, before| now.duration_since(*before) < PAUSE);
+        if self.0.len() >= MOST {
+            self.0.retain(|_, told| recent(told));
         }
-        if told.len() >= MAX_REMEMBERED {
-            let oldest = told.iter().min_by_key(|(_, before)| **before);
-            if let Some(oldest) = oldest.map(|(key, _)| *key) {
-                told.remove(&oldest);
-            }
+        let room = self.0.len() < MOST;
+        if room {
+            self.0.insert(key, now);
         }
-        told.insert((credential, reason), now);
-        true
+        room
     }
 }
 
@@ -77,24 +151,23 @@ impl Refusals {
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn the_same_refusal_is_told_once_an_hour() {
-        let refusals = Refusals::default();
-        let (one, other) = (Uuid::from_u128(1), Uuid::from_u128(2));
-        assert!(refusals.is_due(one, "CREDENTIAL_EXPIRED"));
-        assert!(!refusals.is_due(one, "CREDENTIAL_EXPIRED"));
-        assert!(refusals.is_due(one, "CREDENTIAL_REVOKED"));
-        assert!(refusals.is_due(other, "CREDENTIAL_EXPIRED"));
-        tokio::time::advance(PAUSE).await;
-        assert!(refusals.is_due(one, "CREDENTIAL_EXPIRED"));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_is_remembered_does_not_grow_for_ever() {
-        let refusals = Refusals::default();
-        for credential in 0..MAX_REMEMBERED as u128 + 100 {
-            assert!(refusals.is_due(Uuid::from_u128(credential), "CREDENTIAL_EXPIRED"));
+    #[test]
+    fn a_refusal_is_news_once_an_hour_and_a_flood_is_bounded() {
+        let (mut told, began) = (Told::default(), Instant::now());
+        let later = began + ONCE_IN;
+        let key = |credential, rpc| (Uuid::from_u128(credential), Wanted::Rpc(rpc), "WHY");
+        assert!(told.is_news(key(0, "a"), began));
+        assert!(!told.is_news(key(0, "a"), began + ONCE_IN / 2));
+        assert!(told.is_news(key(0, "b"), began));
+        let (id, _, reason) = key(0, "a");
+        assert!(told.is_news((id, Wanted::Anything(Kind::DataImportKey), reason), began));
+        assert!(told.is_news((id, Wanted::Rpc("a"), "WHY_ELSE"), began));
+        assert!(told.is_news(key(0, "a"), later));
+        for other in 1..2 * MOST as u128 {
+            told.is_news(key(other, "a"), later);
         }
-        assert_eq!(refusals.told.lock().unwrap().len(), MAX_REMEMBERED);
+        assert_eq!(told.0.len(), MOST);
+        assert!(!told.is_news(key(0, "c"), later));
+        assert!(told.is_news(key(0, "c"), later + ONCE_IN));
     }
 }

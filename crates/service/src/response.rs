@@ -2,7 +2,10 @@
 
 use std::{collections::HashMap, future::Future};
 
-use muster_domain::error::{Error, Kind};
+use muster_domain::{
+    credential::redacted,
+    error::{Error, Kind},
+};
 use tonic::{Code, Response, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 use uuid::Uuid;
@@ -30,7 +33,7 @@ pub fn status(error: Error) -> Status {
     let mut room = MAX_DETAIL_BYTES;
     let mut metadata = HashMap::new();
     for (key, value) in &error.metadata {
-        let value = shorten_list(value, room);
+        let value = shorten_list(&redacted(value), room);
         room = room.saturating_sub(key.len() + value.len());
         metadata.insert((*key).to_owned(), value);
     }
@@ -81,8 +84,9 @@ fn shorten_list(text: &str, most: usize) -> String {
 
 /// Cuts a text that repeats something long of the request.
 fn shorten(text: &str) -> String {
+    let text = redacted(text);
     if text.len() <= MAX_TEXT_BYTES {
-        return text.to_owned();
+        return text.into_owned();
     }
     format!("{}…", &text[..text.floor_char_boundary(MAX_TEXT_BYTES)])
 }

@@ -10,13 +10,17 @@ use tonic::{
 };
 use tower::{Layer as _, Service};
 
-use crate::{caller::AuthLayer, edge::Edge};
+use crate::{attempts, caller::AuthLayer, edge::Edge, traffic};
 
 /// What a listener allows.
 #[derive(Debug, Clone, Default)]
 pub struct Settings {
     /// What connections may cost.
     pub limits: Limits,
+    /// How often a caller may fail to authenticate.
+    pub attempts: attempts::Settings,
+    /// How much a caller may ask for.
+    pub traffic: traffic::Settings,
     /// Whether to serve reflection.
     pub reflection: bool,
 }
@@ -80,7 +84,8 @@ impl Services {
             self.health.set_service_status(name, Serving).await;
         }
         let routes = self.routes.routes().prepare();
-        let services = Edge::new(AuthLayer::new(store).layer(routes), descriptors);
+        let door = AuthLayer::new(store, &settings.attempts, &settings.traffic);
+        let services = Edge::new(door.layer(routes), descriptors);
         let limits = settings.limits.clone();
         let listener = listener.into();
         let serving = listener.serve(services, Protocol::Http2, limits, shutdown.clone());

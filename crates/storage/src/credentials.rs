@@ -3,7 +3,12 @@
 //! The three kinds share one table and one life: created, perhaps rotated, used, expired or
 //! revoked. Only the SHA-256 of a secret is stored.
 
-use muster_domain::credential::{Digest, Kind, Secret};
+use std::net::IpAddr;
+
+use muster_domain::{
+    credential::{Digest, Kind, Secret},
+    network::Network,
+};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
@@ -23,6 +28,8 @@ pub struct Credential {
     pub partner: Option<String>,
     /// What a service token may do.
     pub scopes: Vec<String>,
+    /// Networks that it is accepted from; none means from everywhere.
+    pub allowed_addresses: Vec<String>,
     /// What a person called it.
     pub label: String,
     /// The recognisable ends of the secret.
@@ -46,6 +53,21 @@ impl Credential {
     pub fn actor(&self) -> String {
         format!("{}:{}", noun(self.kind), self.id)
     }
+
+    /// Whether it is accepted from an address.
+    pub fn is_allowed_from(&self, peer: Option<IpAddr>) -> bool {
+        is_allowed(&self.allowed_addresses, peer)
+    }
+}
+
+/// Whether networks hold an address; none at all hold every one. Who comes from nowhere that is
+/// known is in no network.
+fn is_allowed(networks: &[String], peer: Option<IpAddr>) -> bool {
+    let holds = |network: &String| match (network.parse::<Network>(), peer) {
+        (Ok(network), Some(peer)) => network.contains(peer),
+        _ => false,
+    };
+    networks.is_empty() || networks.iter().any(holds)
 }
 
 /// What the audit trail calls a kind of credential.
@@ -79,6 +101,8 @@ pub struct NewCredential<'a> {
     pub partner: Option<&'a str>,
     /// What a service token may do.
     pub scopes: &'a [String],
+    /// Networks that it is accepted from, in their usual form; none means from everywhere.
+    pub allowed_addresses: &'a [String],
     /// What to call it.
     pub label: &'a str,
     /// Who creates it.
@@ -94,6 +118,7 @@ struct Row {
     slug: Option<String>,
     partner: Option<String>,
     scopes: Vec<String>,
+    allowed_addresses: Vec<String>,
     label: String,
     hint: String,
     created_at: Timestamp,
@@ -116,6 +141,7 @@ impl From<Row> for Credential {
             workspace: row.workspace_id.map(WorkspaceId).zip(row.slug),
             partner: row.partner,
             scopes: row.scopes,
+            allowed_addresses: row.allowed_addresses,
             label: row.label,
             hint: row.hint,
             state: match (row.revoked_at, row.expired) {
@@ -150,8 +176,8 @@ pub async fn insert(conn: &mut PgConnection, new: &NewCredential<'_>) -> Result<
     let digest = new.secret.digest();
     sqlx::query!(
         "INSERT INTO credential (credential_id, kind, workspace_id, partner, scopes, label, digest,
-                                 hint, created_by, expires_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+                                 hint, created_by, expires_at, allowed_addresses)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11::text[]::cidr[])",
         id,
         code(kind),
         new.workspace.map(|id| id.0),
@@ -162,6 +188,7 @@ pub async fn insert(conn: &mut PgConnection, new: &NewCredential<'_>) -> Result<
         format!("mst_{}_…{}", kind.tag(), new.secret.hint()),
         new.created_by,
         new.expires_at,
+        new.allowed_addresses,
     )
     .execute(&mut *conn)
     .await?;
@@ -181,6 +208,7 @@ pub async fn find_by_digest(
         Row,
         r#"SELECT credential_id, kind, workspace_id, slug AS "slug?", partner, scopes, label, hint,
                   c.created_at, expires_at, revoked_at, replaced_by, last_used_at,
+                  allowed_addresses::text[] AS "allowed_addresses!",
                   coalesce(expires_at <= clock_timestamp(), false) AS "expired!"
            FROM credential c LEFT JOIN workspace USING (workspace_id)
            WHERE digest = $1"#,
@@ -200,6 +228,7 @@ pub async fn find(conn: &mut PgConnection, kind: Kind, id: Uuid) -> Result<Optio
         Row,
         r#"SELECT credential_id, kind, workspace_id, slug AS "slug?", partner, scopes, label, hint,
                   c.created_at, expires_at, revoked_at, replaced_by, last_used_at,
+                  allowed_addresses::text[] AS "allowed_addresses!",
                   coalesce(expires_at <= clock_timestamp(), false) AS "expired!"
            FROM credential c LEFT JOIN workspace USING (workspace_id)
            WHERE kind = $1 AND credential_id = $2"#,
@@ -227,6 +256,7 @@ pub async fn list(
         Row,
         r#"SELECT credential_id, kind, workspace_id, slug AS "slug?", partner, scopes, label, hint,
                   c.created_at, expires_at, revoked_at, replaced_by, last_used_at,
+                  allowed_addresses::text[] AS "allowed_addresses!",
                   coalesce(expires_at <= clock_timestamp(), false) AS "expired!"
            FROM credential c LEFT JOIN workspace USING (workspace_id)
            WHERE kind = $1
@@ -311,14 +341,15 @@ pub async fn replace(
     Ok(())
 }
 
-/// Whether the credential is accepted now, and its partner enabled if it is a data import key.
-/// Keeps both from changing until the transaction ends.
+/// Whether the credential is accepted now from an address, and its partner enabled if it is a data
+/// import key. Keeps all that from changing until the transaction ends.
 ///
 /// # Errors
 /// If the database fails.
-pub async fn hold(conn: &mut PgConnection, id: Uuid) -> Result<bool> {
-    let held = sqlx::query_scalar!(
-        r#"SELECT (kind <> 2 OR EXISTS (
+pub async fn hold(conn: &mut PgConnection, id: Uuid, peer: Option<IpAddr>) -> Result<bool> {
+    let held = sqlx::query!(
+        r#"SELECT allowed_addresses::text[] AS "allowed_addresses!",
+                  (kind <> 2 OR EXISTS (
                       SELECT FROM workspace_partner w
                       WHERE w.workspace_id = c.workspace_id AND w.partner = c.partner
                       FOR SHARE
@@ -331,16 +362,17 @@ pub async fn hold(conn: &mut PgConnection, id: Uuid) -> Result<bool> {
     )
     .fetch_optional(conn)
     .await?;
-    Ok(held.unwrap_or(false))
+    Ok(held.is_some_and(|held| held.enabled && is_allowed(&held.allowed_addresses, peer)))
 }
 
-/// Whether the credential is accepted now, without keeping it so; see [`hold`].
+/// Whether the credential is accepted now from an address, without keeping it so; see [`hold`].
 ///
 /// # Errors
 /// If the database fails.
-pub async fn is_active(conn: &mut PgConnection, id: Uuid) -> Result<bool> {
-    let active = sqlx::query_scalar!(
-        r#"SELECT (kind <> 2 OR EXISTS (
+pub async fn is_active(conn: &mut PgConnection, id: Uuid, peer: Option<IpAddr>) -> Result<bool> {
+    let active = sqlx::query!(
+        r#"SELECT allowed_addresses::text[] AS "allowed_addresses!",
+                  (kind <> 2 OR EXISTS (
                       SELECT FROM workspace_partner w
                       WHERE w.workspace_id = c.workspace_id AND w.partner = c.partner
                   )) AS "enabled!"
@@ -351,7 +383,31 @@ pub async fn is_active(conn: &mut PgConnection, id: Uuid) -> Result<bool> {
     )
     .fetch_optional(conn)
     .await?;
-    Ok(active.unwrap_or(false))
+    Ok(active.is_some_and(|found| found.enabled && is_allowed(&found.allowed_addresses, peer)))
+}
+
+/// Sets the networks that a credential is accepted from, in their usual form.
+///
+/// Waits for transactions that hold the credential through [`hold`], as a revocation does.
+///
+/// # Errors
+/// If the database fails.
+pub async fn restrict(
+    conn: &mut PgConnection,
+    kind: Kind,
+    id: Uuid,
+    allowed_addresses: &[String],
+) -> Result<()> {
+    sqlx::query!(
+        "UPDATE credential SET allowed_addresses = $3::text[]::cidr[]
+         WHERE kind = $1 AND credential_id = $2",
+        code(kind),
+        id,
+        &allowed_addresses[..],
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
 }
 
 /// Notes that a credential was used, at most once a minute. Does not wait for a transaction that

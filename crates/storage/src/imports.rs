@@ -50,8 +50,10 @@ impl State {
 /// One upload into a cohort.
 #[derive(Debug, Clone)]
 pub struct Import {
-    /// Chosen by the client.
+    /// Internal id.
     pub id: String,
+    /// Chosen by the client; unique for the partner.
+    pub partner_import_id: String,
     /// Internal id of the cohort.
     pub cohort: Uuid,
     /// Slug of the partner.
@@ -94,6 +96,7 @@ pub struct Import {
 
 struct Row {
     id: String,
+    partner_import_id: String,
     cohort: Uuid,
     partner: String,
     partner_cohort_id: String,
@@ -122,6 +125,7 @@ impl TryFrom<Row> for Import {
         let summary = row.summary.map(serde_json::from_value).transpose();
         Ok(Self {
             id: row.id,
+            partner_import_id: row.partner_import_id,
             cohort: row.cohort,
             partner: row.partner,
             partner_cohort_id: row.partner_cohort_id,
@@ -151,8 +155,10 @@ impl TryFrom<Row> for Import {
 /// An import to open.
 #[derive(Debug, Clone, Copy)]
 pub struct NewImport<'a> {
-    /// Chosen by the client.
-    pub id: &'a str,
+    /// Slug of the partner, that of the cohort.
+    pub partner: &'a str,
+    /// Chosen by the client; unique for the partner.
+    pub partner_import_id: &'a str,
     /// Internal id of the cohort.
     pub cohort: Uuid,
     /// Adds and removes, or the full list.
@@ -167,7 +173,8 @@ pub struct NewImport<'a> {
     pub created_by: &'a str,
 }
 
-/// Creates an import unless its id is taken. Returns whether it created it.
+/// Creates an import unless the partner has one with its id. Returns the internal id if it created
+/// it.
 ///
 /// # Errors
 /// If the database fails.
@@ -176,15 +183,16 @@ pub async fn insert(
     workspace: WorkspaceId,
     new: &NewImport<'_>,
     expires_in: Duration,
-) -> Result<bool> {
+) -> Result<Option<String>> {
+    let id = Uuid::now_v7().to_string();
     let done = sqlx::query!(
         "INSERT INTO cohort_import (workspace_id, import_id, cohort_id, mode, digest_state,
                                     source_time, refuse_if_older, max_removed_fraction, created_by,
-                                    expires_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, now() + $10)
-         ON CONFLICT DO NOTHING",
+                                    expires_at, partner, partner_import_id)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, now() + $10, $11, $12)
+         ON CONFLICT ON CONSTRAINT cohort_import_partner_import_id_unique DO NOTHING",
         workspace.0,
-        new.id,
+        id,
         new.cohort,
         new.mode as i16,
         ImportDigest::default().state(),
@@ -193,13 +201,15 @@ pub async fn insert(
         new.max_removed_fraction,
         new.created_by,
         interval(expires_in),
+        new.partner,
+        new.partner_import_id,
     )
     .execute(conn)
     .await?;
-    Ok(done.rows_affected() == 1)
+    Ok((done.rows_affected() == 1).then_some(id))
 }
 
-/// Locks an import until the transaction ends.
+/// Locks an import, by its internal id, until the transaction ends.
 ///
 /// # Errors
 /// `NOT_FOUND`.
@@ -216,7 +226,40 @@ pub async fn lock(conn: &mut PgConnection, workspace: WorkspaceId, id: &str) -> 
     Ok(found.ok_or_else(|| Error::not_found("import", id))?)
 }
 
-/// Finds an import.
+/// Finds the import that a client names by the id it chose; of any partner if none is given.
+///
+/// # Errors
+/// `NOT_FOUND`; `INVALID_ARGUMENT` (`IMPORT_AMBIGUOUS`) if several partners have one.
+pub async fn named(
+    conn: &mut PgConnection,
+    workspace: WorkspaceId,
+    partner: Option<&str>,
+    partner_import_id: &str,
+) -> Result<Import> {
+    let found = sqlx::query_scalar!(
+        "SELECT import_id FROM cohort_import
+         WHERE workspace_id = $1 AND partner_import_id = $2 AND ($3::text IS NULL OR partner = $3)
+         LIMIT 2",
+        workspace.0,
+        partner_import_id,
+        partner,
+    )
+    .fetch_all(&mut *conn)
+    .await?;
+    let not_found = || Error::not_found("import", partner_import_id);
+    match found.as_slice() {
+        [] => Err(not_found().into()),
+        [id] => Ok(find(conn, workspace, id).await?.ok_or_else(not_found)?),
+        _ => {
+            let problem = "is required: several partners have an import with this id";
+            let mut ambiguous = Error::field("partner", problem);
+            ambiguous.reason = "IMPORT_AMBIGUOUS";
+            Err(ambiguous.into())
+        }
+    }
+}
+
+/// Finds an import by its internal id.
 ///
 /// # Errors
 /// If the database fails.
@@ -227,7 +270,7 @@ pub async fn find(
 ) -> Result<Option<Import>> {
     let row = sqlx::query_as!(
         Row,
-        "SELECT import_id AS id, i.cohort_id AS cohort, c.partner, c.partner_cohort_id,
+        "SELECT import_id AS id, partner_import_id, i.cohort_id AS cohort, c.partner, c.partner_cohort_id,
                 c.name AS cohort_name, mode, state, fence, next_offset, digest_state, source_time, refuse_if_older,
                 max_removed_fraction, created_by, i.created_at, updated_at, expires_at, digest,
                 summary, i.version
@@ -268,7 +311,7 @@ pub async fn list(
 ) -> Result<Vec<Import>> {
     let rows = sqlx::query_as!(
         Row,
-        "SELECT import_id AS id, i.cohort_id AS cohort, c.partner, c.partner_cohort_id,
+        "SELECT import_id AS id, partner_import_id, i.cohort_id AS cohort, c.partner, c.partner_cohort_id,
                 c.name AS cohort_name, mode, state, fence, next_offset, digest_state, source_time, refuse_if_older,
                 max_removed_fraction, created_by, i.created_at, updated_at, expires_at, digest,
                 summary, i.version

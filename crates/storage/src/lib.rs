@@ -31,6 +31,7 @@ pub mod workspaces;
 mod error;
 mod roles;
 pub mod schema;
+pub mod share;
 mod store;
 
 pub use error::{Error, OnConstraint, Result};

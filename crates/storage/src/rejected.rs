@@ -294,7 +294,7 @@ fn to_sql(position: u64) -> i64 {
 /// An identifier that a cohort's import was sent, to be added, but that matched nobody.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RejectedAdd {
-    /// The import.
+    /// The import, by the id that its client chose.
     pub import_id: String,
     /// The version it published.
     pub version: i64,
@@ -322,7 +322,9 @@ pub async fn newest_add(
         r#"SELECT v.import_id, v.version, v.published_at, sent.position AS "position!",
                   sent.reason AS "reason!"
            FROM cohort_version v
-           JOIN import_rejected r ON r.workspace_id = v.workspace_id AND r.import_id = v.import_id
+           JOIN cohort_import i ON i.workspace_id = v.workspace_id AND i.cohort_id = v.cohort_id
+                AND i.partner_import_id = v.import_id
+           JOIN import_rejected r ON r.workspace_id = i.workspace_id AND r.import_id = i.import_id
            CROSS JOIN LATERAL unnest(r.positions, r.reasons, r.effects, r.kinds, r.labels, r.ids)
                 AS sent (position, reason, effect, kind, label, id)
            WHERE v.workspace_id = $1 AND v.cohort_id = $2 AND v.version <= $3

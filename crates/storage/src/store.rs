@@ -19,7 +19,12 @@ use sqlx::{
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
-use crate::{Error, Result, Role, WorkspaceId, directory::DirectoryCache, roles};
+use crate::{
+    Error, Result, Role, WorkspaceId,
+    directory::DirectoryCache,
+    roles,
+    share::{Held, Shares},
+};
 
 /// How a server uses the database.
 #[derive(Debug, Clone)]
@@ -57,6 +62,8 @@ const CREDENTIAL_CONNECTIONS: u32 = 4;
 #[derive(Debug, Clone)]
 pub struct Store {
     pool: PgPool,
+    /// Of the connections in the pool.
+    shares: Shares,
     pools: Arc<Pools>,
     directories: DirectoryCache,
 }
@@ -69,7 +76,7 @@ struct Pools {
     /// For short statements that wait for nobody, so that work which holds all of another pool,
     /// waiting for one lock, does not keep everybody out.
     credentials: PgPool,
-    roles: Mutex<HashMap<Option<Role>, PgPool>>,
+    roles: Mutex<HashMap<Option<Role>, (PgPool, Shares)>>,
 }
 
 impl Store {
@@ -97,8 +104,10 @@ impl Store {
             options,
             roles: Mutex::default(),
         };
+        let (pool, shares) = pools.of(None);
         Ok(Self {
-            pool: pools.of(None),
+            pool,
+            shares,
             pools: Arc::new(pools),
             directories: DirectoryCache::default(),
         })
@@ -108,8 +117,10 @@ impl Store {
     /// each role has a pool of its own, so that no server takes the connections of another.
     #[must_use]
     pub fn acting_as(&self, role: Role) -> Self {
+        let (pool, shares) = self.pools.of(Some(role));
         Self {
-            pool: self.pools.of(Some(role)),
+            pool,
+            shares,
             pools: Arc::clone(&self.pools),
             directories: self.directories.clone(),
         }
@@ -138,7 +149,7 @@ impl Store {
     /// # Errors
     /// `UNAVAILABLE` if no connection is free in time.
     pub async fn begin(&self, name: &'static str) -> Result<Tx> {
-        self.begin_with(name, "BEGIN".to_owned()).await
+        self.begin_with(name, "BEGIN".to_owned(), None).await
     }
 
     /// Begins a transaction that sees and writes what belongs to one workspace; dropping it rolls
@@ -147,7 +158,7 @@ impl Store {
     /// # Errors
     /// `UNAVAILABLE` if no connection is free in time.
     pub async fn begin_in(&self, name: &'static str, workspace: WorkspaceId) -> Result<Tx> {
-        self.begin_with(name, enter("BEGIN", workspace)).await
+        self.enter(name, "BEGIN", workspace).await
     }
 
     /// Begins a read-only transaction about one workspace, in which each statement sees what is
@@ -156,8 +167,7 @@ impl Store {
     /// # Errors
     /// `UNAVAILABLE` if no connection is free in time.
     pub async fn read_in(&self, name: &'static str, workspace: WorkspaceId) -> Result<Tx> {
-        let begin = enter("BEGIN READ ONLY", workspace);
-        self.begin_with(name, begin).await
+        self.enter(name, "BEGIN READ ONLY", workspace).await
     }
 
     /// Begins a read-only transaction in which every statement sees one and the same snapshot, of
@@ -166,7 +176,7 @@ impl Store {
     /// # Errors
     /// `UNAVAILABLE` if no connection is free in time.
     pub async fn snapshot(&self, name: &'static str) -> Result<Tx> {
-        self.begin_with(name, SNAPSHOT.to_owned()).await
+        self.begin_with(name, SNAPSHOT.to_owned(), None).await
     }
 
     /// Begins a read-only transaction in which every statement sees one and the same snapshot, of
@@ -175,7 +185,7 @@ impl Store {
     /// # Errors
     /// `UNAVAILABLE` if no connection is free in time.
     pub async fn snapshot_in(&self, name: &'static str, workspace: WorkspaceId) -> Result<Tx> {
-        self.begin_with(name, enter(SNAPSHOT, workspace)).await
+        self.enter(name, SNAPSHOT, workspace).await
     }
 
     /// Begins a transaction of a clean-up, which goes through all workspaces and may little else.
@@ -186,18 +196,37 @@ impl Store {
         self.acting_as(Role::Housekeeping).begin(name).await
     }
 
+    /// Begins a transaction and enters a workspace until its end. The workspace has its share of the
+    /// connections and no more, so that no other finds all of them taken by it.
+    async fn enter(&self, name: &'static str, begin: &str, workspace: WorkspaceId) -> Result<Tx> {
+        let patience = self.pool.options().get_acquire_timeout();
+        let share = tokio::time::timeout(patience, self.shares.take(workspace)).await;
+        let share = share.map_err(|_| sqlx::Error::PoolTimedOut)?;
+        let WorkspaceId(number) = workspace;
+        let begin = format!("{begin}; SET LOCAL muster.workspace = '{number}'");
+        self.begin_with(name, begin, Some(share)).await
+    }
+
     /// Begins a transaction to the end even if nobody waits for it any more.
     ///
     /// sqlx rolls back what is dropped once it has begun. A `BEGIN` that is dropped on its way to
     /// the database it forgets: the connection would go back to the pool inside an open
     /// transaction, and whatever used it next would read an old snapshot, or write what is never
     /// committed.
-    async fn begin_with(&self, name: &'static str, begin: String) -> Result<Tx> {
+    async fn begin_with(
+        &self,
+        name: &'static str,
+        begin: String,
+        share: Option<Held>,
+    ) -> Result<Tx> {
         let pool = self.pool.clone();
         // Several statements in one round trip; what they hold is a number or a name of ours.
-        let begin = async move { pool.begin_with(AssertSqlSafe(begin)).await };
+        let begin = async move {
+            let begun = pool.begin_with(AssertSqlSafe(begin)).await?;
+            Ok::<_, sqlx::Error>(Tx::new(name, begun, share))
+        };
         match tokio::spawn(begin).await {
-            Ok(begun) => Ok(Tx::new(name, begun?)),
+            Ok(begun) => Ok(begun?),
             Err(error) => Err(muster_domain::error::Error::internal(error).into()),
         }
     }
@@ -244,24 +273,27 @@ impl Store {
 }
 
 impl Pools {
-    fn of(&self, role: Option<Role>) -> PgPool {
+    fn of(&self, role: Option<Role>) -> (PgPool, Shares) {
         let mut roles = self.roles.lock().expect("no panic while locked");
-        let pool = roles.entry(role).or_insert_with(|| {
+        let of_role = roles.entry(role).or_insert_with(|| {
             let options = PgConnectOptions::clone(&self.options);
             let options = match role {
                 // Of the session itself, so that it is also what a reset goes back to.
                 Some(role) => options.options([("role", role.name())]),
                 None => options,
             };
-            pool(&self.settings, self.settings.max_connections, options)
+            let connections = self.settings.max_connections;
+            let shares = Shares::halves(usize::try_from(connections).unwrap_or(usize::MAX));
+            (pool(&self.settings, connections, options), shares)
         });
-        pool.clone()
+        of_role.clone()
     }
 
     async fn close(&self) {
         let pools: Vec<PgPool> = {
             let roles = self.roles.lock().expect("no panic while locked");
-            let all = roles.values().chain([&self.credentials]);
+            let of_roles = roles.values().map(|(pool, _)| pool);
+            let all = of_roles.chain([&self.credentials]);
             all.cloned().collect()
         };
         // Each refuses new work from here on; then those in use are waited for.
@@ -280,11 +312,6 @@ fn pool(settings: &Settings, max_connections: u32, options: PgConnectOptions) ->
 }
 
 const SNAPSHOT: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
-
-/// Begins, and enters a workspace until the end of the transaction.
-fn enter(begin: &str, WorkspaceId(workspace): WorkspaceId) -> String {
-    format!("{begin}; SET LOCAL muster.workspace = '{workspace}'")
-}
 
 /// Whether a connection failed as it does while a database starts.
 fn is_starting(cause: &sqlx::Error) -> bool {
@@ -325,14 +352,21 @@ pub struct Tx {
     name: &'static str,
     begun: Instant,
     inner: sqlx::Transaction<'static, Postgres>,
+    /// Of its workspace. Dropped after the transaction, whose connection it is for.
+    _share: Option<Held>,
 }
 
 /// A transaction that takes longer is worth a line in the log.
 const SLOW: Duration = Duration::from_secs(1);
 
 impl Tx {
-    fn new(name: &'static str, inner: sqlx::Transaction<'static, Postgres>) -> Self {
+    fn new(
+        name: &'static str,
+        inner: sqlx::Transaction<'static, Postgres>,
+        share: Option<Held>,
+    ) -> Self {
         Self {
+            _share: share,
             name,
             begun: Instant::now(),
             inner,

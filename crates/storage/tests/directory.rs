@@ -351,8 +351,8 @@ async fn erasure_reaches_the_lists_of_rejected_identifiers() {
         "INSERT INTO cohort (workspace_id, cohort_id, partner, partner_cohort_id, name)
          VALUES (1, '00000000-0000-0000-0000-000000000001', 'p', 'c', 'c');
          INSERT INTO cohort_import (workspace_id, import_id, cohort_id, mode, digest_state,
-             refuse_if_older, created_by, expires_at)
-         VALUES (1, 'i', '00000000-0000-0000-0000-000000000001', 1, '', false, 'x', now());
+             refuse_if_older, created_by, expires_at, partner, partner_import_id)
+         VALUES (1, 'i', '00000000-0000-0000-0000-000000000001', 1, '', false, 'x', now(), 'p', 'i');
          INSERT INTO import_rejected VALUES
          (1, 'i', 0, '{0,2,3,5,7}', '{2,3,1,1,1}', '{1,1,1,1,1}', '{3,3,2,2,1}',
           ARRAY['', '', 'newsletter', 'other', '']::bytea[],

@@ -26,8 +26,8 @@ INSERT INTO cohort (workspace_id, cohort_id, partner, partner_cohort_id, name)
 INSERT INTO cohort_version VALUES ({w}, '{u}', 1, 'i', now(), 1, 1, 0);
 INSERT INTO cohort_delta VALUES ({w}, '{u}', 1, 0, '', '');
 INSERT INTO cohort_checkpoint VALUES ({w}, '{u}', 1, 0, '');
-INSERT INTO cohort_import (workspace_id, import_id, cohort_id, mode, digest_state, refuse_if_older, created_by, expires_at)
-    VALUES ({w}, 'i', '{u}', 1, '', false, '', now());
+INSERT INTO cohort_import (workspace_id, import_id, cohort_id, mode, digest_state, refuse_if_older, created_by, expires_at, partner, partner_import_id)
+    VALUES ({w}, 'i', '{u}', 1, '', false, '', now(), 'tinyclues', 'i');
 INSERT INTO import_batch VALUES ({w}, 'i', 0, 1, '', 0, 0, 0, '', 1);
 INSERT INTO import_rejected VALUES ({w}, 'i', 0, '{}', '{}', '{}', '{}', '{}', '{}');
 INSERT INTO segment (workspace_id, segment_id, name, filter) VALUES ({w}, '{u}', 's', '{}');

@@ -40,6 +40,7 @@ async fn main() {
         workspace: None,
         partner: None,
         scopes: &["*".to_owned()],
+        allowed_addresses: &[],
         label: "",
         created_by: "example",
         expires_at: None,

@@ -98,6 +98,9 @@ impl UserService for Api {
                     return Ok(());
                 };
                 let workspace = import.workspace(&batch.workspace).await?;
+                import
+                    .caller
+                    .count_identifiers(workspace, batch.users.len())?;
                 let answer = import.apply(workspace, wire::batch(&batch.users)?).await?;
                 outlet.send(wire::imported(workspace, answer)).await?;
             }

@@ -13,7 +13,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Import {
     store: Store,
-    caller: Caller,
+    pub(crate) caller: Caller,
     /// The workspace that the first batch named.
     workspace: Option<(String, WorkspaceId)>,
 }

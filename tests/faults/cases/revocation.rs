@@ -421,7 +421,7 @@ impl Import {
                 offset,
                 changes: vec![ingest::CohortChange {
                     effect: ingest::ChangeEffect::Add.into(),
-                    external_ids: ids,
+                    external_ids: ids.iter().collect(),
                     ..Default::default()
                 }],
             };

@@ -8,6 +8,7 @@ use axum::{
 };
 use http::{HeaderValue, StatusCode, header::RETRY_AFTER};
 use muster_client::Refusal;
+use muster_domain::credential::redacted;
 use serde_json::json;
 use tonic::Code;
 use uuid::Uuid;
@@ -173,7 +174,7 @@ fn field_message(refusal: &Refusal) -> String {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let body = Json(json!({ "message": self.message() }));
+        let body = Json(json!({ "message": redacted(&self.message()) }));
         let mut response = (self.status(), body).into_response();
         if let Some(wait) = self.retry_after() {
             // Whole seconds, rounded up: a client that comes back too early is refused again.

@@ -75,6 +75,9 @@ pub(crate) struct ImportName {
     /// Id of the import
     #[arg(value_name = "IMPORT_ID")]
     import_id: String,
+    /// Slug of its partner; needed only where several have an import with this id
+    #[arg(long, default_value = "", hide_default_value = true)]
+    partner: String,
 }
 
 /// How rejected identifiers are printed.
@@ -164,6 +167,7 @@ async fn show(session: &Session, name: ImportName) -> Result<()> {
     let request = pb::GetImportRequest {
         workspace: session.workspace()?,
         import_id: name.import_id,
+        partner: name.partner,
     };
     let mut client = session.connection.ingest();
     let found = session
@@ -184,6 +188,7 @@ async fn confirm(session: &Session, name: ImportName) -> Result<()> {
     let request = pb::ConfirmImportRequest {
         workspace: session.workspace()?,
         import_id: name.import_id,
+        partner: name.partner,
         request_id: request_id(),
     };
     let mut client = session.connection.ingest();
@@ -202,6 +207,7 @@ async fn abort(session: &Session, name: ImportName) -> Result<()> {
     let request = pb::AbortImportRequest {
         workspace: session.workspace()?,
         import_id: name.import_id,
+        partner: name.partner,
         request_id: request_id(),
     };
     let mut client = session.connection.ingest();
@@ -252,6 +258,7 @@ async fn rejected(
     let mut request = pb::ListRejectedIdentifiersRequest {
         workspace: session.workspace()?,
         import_id: name.import_id,
+        partner: name.partner,
         page_size: REJECTED_PAGE_SIZE,
         page_token: String::new(),
     };

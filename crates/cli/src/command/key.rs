@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use muster_domain::network::Network;
 use muster_proto::keys::v1 as pb;
 use prost_types::Timestamp;
 
@@ -27,6 +28,9 @@ pub(crate) enum Key {
         /// When it stops being accepted: a time, a date, or from now such as 90d [default: never]
         #[arg(long, value_name = "WHEN", value_parser = when::ahead)]
         expires: Option<Timestamp>,
+        /// Accept it only from these addresses or networks, such as 192.0.2.0/24; repeatable [default: from everywhere]
+        #[arg(long = "allow-from", value_name = "NETWORK")]
+        allow_from: Vec<Network>,
     },
     /// List the keys of the workspace, newest first
     List {
@@ -40,6 +44,13 @@ pub(crate) enum Key {
     Show(KeyName),
     /// Revoke a key: nothing sent with it is published from then on
     Revoke(KeyName),
+    /// Say from where a key is accepted; also for what is open with it
+    Restrict {
+        #[command(flatten)]
+        key: KeyName,
+        #[command(flatten)]
+        from: AllowedFrom,
+    },
     /// Create a successor; both keys are accepted until the overlap ends
     Rotate {
         #[command(flatten)]
@@ -61,6 +72,25 @@ pub(crate) struct KeyName {
     partner: Option<String>,
 }
 
+/// From where a credential is accepted from now on.
+#[derive(Debug, clap::Args)]
+#[group(required = true)]
+pub(crate) struct AllowedFrom {
+    /// Only from these addresses or networks, such as 192.0.2.0/24; repeatable
+    #[arg(long, value_name = "NETWORK", conflicts_with = "anywhere")]
+    allow_from: Vec<Network>,
+    /// From everywhere
+    #[arg(long)]
+    anywhere: bool,
+}
+
+impl AllowedFrom {
+    /// As the contract has it: none means everywhere.
+    pub(crate) fn networks(&self) -> Vec<String> {
+        self.allow_from.iter().map(Network::to_string).collect()
+    }
+}
+
 impl Key {
     pub(crate) async fn run(self, session: &Session) -> Result<()> {
         match self {
@@ -68,31 +98,31 @@ impl Key {
                 partner,
                 label,
                 expires,
-            } => create(session, partner, label, expires).await,
+                allow_from,
+            } => {
+                let request = pb::CreateKeyRequest {
+                    workspace: session.workspace()?,
+                    partner,
+                    label,
+                    expire_time: expires,
+                    request_id: request_id(),
+                    allowed_addresses: allow_from.iter().map(Network::to_string).collect(),
+                };
+                create(session, request).await
+            }
             Self::List { partner, limit } => list(session, partner, limit).await,
             Self::Show(key) => {
                 let key = find(session, &key).await?;
                 session.output.show(&key)
             }
             Self::Revoke(key) => revoke(session, key).await,
+            Self::Restrict { key, from } => restrict(session, key, &from).await,
             Self::Rotate { key, overlap } => rotate(session, key, overlap).await,
         }
     }
 }
 
-async fn create(
-    session: &Session,
-    partner: String,
-    label: String,
-    expire_time: Option<Timestamp>,
-) -> Result<()> {
-    let request = pb::CreateKeyRequest {
-        workspace: session.workspace()?,
-        partner,
-        label,
-        expire_time,
-        request_id: request_id(),
-    };
+async fn create(session: &Session, request: pb::CreateKeyRequest) -> Result<()> {
     let mut client = session.connection.keys();
     let created = session
         .call(async || client.create_key(request.clone()).await)
@@ -160,6 +190,21 @@ async fn revoke(session: &Session, name: KeyName) -> Result<()> {
         .call(async || client.revoke_key(request.clone()).await)
         .await?;
     session.output.show(&required(revoked.key)?)
+}
+
+async fn restrict(session: &Session, name: KeyName, from: &AllowedFrom) -> Result<()> {
+    check_partner(session, &name).await?;
+    let request = pb::RestrictKeyRequest {
+        workspace: session.workspace()?,
+        key_id: name.key_id,
+        allowed_addresses: from.networks(),
+        request_id: request_id(),
+    };
+    let mut client = session.connection.keys();
+    let restricted = session
+        .call(async || client.restrict_key(request.clone()).await)
+        .await?;
+    session.output.show(&required(restricted.key)?)
 }
 
 async fn rotate(session: &Session, name: KeyName, overlap: Option<Duration>) -> Result<()> {

@@ -1,5 +1,6 @@
 //! `muster partner`, and the API keys of partners.
 
+use muster_domain::network::Network;
 use muster_proto::keys::v1 as pb;
 use serde_json::json;
 
@@ -54,6 +55,9 @@ pub(crate) enum ApiKey {
         /// What to call it
         #[arg(long, default_value = "", hide_default_value = true)]
         label: String,
+        /// Accept it only from these addresses or networks, such as 192.0.2.0/24; repeatable [default: from everywhere]
+        #[arg(long = "allow-from", value_name = "NETWORK")]
+        allow_from: Vec<Network>,
     },
     /// List the API keys of a partner, newest first
     List {
@@ -81,8 +85,18 @@ impl Partner {
             Self::List { limit } => list(session, limit).await,
             Self::Enable { partner } => enable(session, partner).await,
             Self::Disable { partner } => disable(session, partner).await,
-            Self::Key(ApiKey::Create { partner, label }) => {
-                create_key(session, partner, label).await
+            Self::Key(ApiKey::Create {
+                partner,
+                label,
+                allow_from,
+            }) => {
+                let request = pb::CreatePartnerApiKeyRequest {
+                    partner,
+                    label,
+                    request_id: request_id(),
+                    allowed_addresses: allow_from.iter().map(Network::to_string).collect(),
+                };
+                create_key(session, request).await
             }
             Self::Key(ApiKey::List { partner, limit }) => list_keys(session, partner, limit).await,
             Self::Key(ApiKey::Revoke { partner, key_id }) => {
@@ -158,12 +172,7 @@ fn tell(session: &Session, workspace: &str, partner: &str, enabled: bool) -> Res
     session.output.text(&line)
 }
 
-async fn create_key(session: &Session, partner: String, label: String) -> Result<()> {
-    let request = pb::CreatePartnerApiKeyRequest {
-        partner,
-        label,
-        request_id: request_id(),
-    };
+async fn create_key(session: &Session, request: pb::CreatePartnerApiKeyRequest) -> Result<()> {
     let mut client = session.connection.integrations();
     let created = session
         .call(async || client.create_partner_api_key(request.clone()).await)

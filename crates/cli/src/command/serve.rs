@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeSet, net::SocketAddr, num::NonZeroU32, path::PathBuf};
 
+use muster_domain::network::Network;
 use muster_listener::{Listener, Protocol, Tls, TlsFiles};
+use muster_service::{attempts, traffic};
 use muster_storage::{Role, Store};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -105,6 +107,71 @@ pub(crate) struct ServingArgs {
         hide_env_values = true
     )]
     rest_requests_per_hour: NonZeroU32,
+    /// Failed attempts to authenticate that one address or credential may make in a minute
+    #[arg(
+        long,
+        env = "MUSTER_FAILED_ATTEMPTS",
+        value_name = "N",
+        default_value = "60",
+        hide_env_values = true
+    )]
+    failed_attempts: NonZeroU32,
+    /// Address or network whose failed attempts are not counted, such as a proxy's; repeatable
+    #[arg(
+        long,
+        env = "MUSTER_UNCOUNTED_ADDRESSES",
+        value_name = "NETWORK",
+        value_delimiter = ',',
+        default_values = ["127.0.0.0/8", "::1/128"],
+        hide_env_values = true
+    )]
+    uncounted_addresses: Vec<Network>,
+    /// gRPC calls in a second of one token, or of one partner in one workspace
+    #[arg(
+        long,
+        env = "MUSTER_CALLS_PER_SECOND",
+        value_name = "N",
+        default_value = "2000",
+        hide_env_values = true
+    )]
+    calls_per_second: NonZeroU32,
+    /// gRPC calls in a second for one workspace
+    #[arg(
+        long,
+        env = "MUSTER_WORKSPACE_CALLS_PER_SECOND",
+        value_name = "N",
+        default_value = "4000",
+        hide_env_values = true
+    )]
+    workspace_calls_per_second: NonZeroU32,
+    /// Identifiers of imports in a second of one token, or of one partner in one workspace
+    #[arg(
+        long,
+        env = "MUSTER_IDENTIFIERS_PER_SECOND",
+        value_name = "N",
+        default_value = "5000000",
+        hide_env_values = true
+    )]
+    identifiers_per_second: NonZeroU32,
+    /// Identifiers of imports in a second for one workspace
+    #[arg(
+        long,
+        env = "MUSTER_WORKSPACE_IDENTIFIERS_PER_SECOND",
+        value_name = "N",
+        default_value = "10000000",
+        hide_env_values = true
+    )]
+    workspace_identifiers_per_second: NonZeroU32,
+    /// gRPC calls that may be open at once; a workspace has half of them at most
+    #[arg(
+        long,
+        env = "MUSTER_CONCURRENT_CALLS",
+        value_name = "N",
+        default_value = "1024",
+        value_parser = at_least_two,
+        hide_env_values = true
+    )]
+    concurrent_calls: NonZeroU32,
     /// How long an import may rest before it expires
     #[arg(
         long,
@@ -170,6 +237,14 @@ pub(crate) struct ServingArgs {
     reflection: bool,
 }
 
+/// Half of one call would be none.
+fn at_least_two(text: &str) -> std::result::Result<NonZeroU32, String> {
+    match text.parse() {
+        Ok(number @ 2..) => Ok(NonZeroU32::new(number).expect("it is two or more")),
+        _ => Err("must be a number, 2 or more".to_owned()),
+    }
+}
+
 const GRPC_PORT: u16 = 7410;
 const REST_PORT: u16 = 7411;
 const CONSOLE_PORT: u16 = 7412;
@@ -196,6 +271,17 @@ impl ServingArgs {
             resolution_retention: self.resolution_retention,
             stream_idle: self.stream_idle,
             limits: self.connections.limits(self.grace),
+            attempts: attempts::Settings {
+                per_minute: self.failed_attempts,
+                uncounted_from: self.uncounted_addresses.clone(),
+            },
+            traffic: traffic::Settings {
+                calls_per_second: self.calls_per_second,
+                workspace_calls_per_second: self.workspace_calls_per_second,
+                identifiers_per_second: self.identifiers_per_second,
+                workspace_identifiers_per_second: self.workspace_identifiers_per_second,
+                concurrent_calls: self.concurrent_calls,
+            },
             upstream: None,
         }
     }

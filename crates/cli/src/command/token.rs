@@ -1,8 +1,10 @@
 //! `muster token`: the credentials of internal callers.
 
+use muster_domain::network::Network;
 use muster_proto::keys::v1 as pb;
 use prost_types::Timestamp;
 
+use super::key::AllowedFrom;
 use crate::{
     error::{Result, required},
     page::Limit,
@@ -27,6 +29,9 @@ pub(crate) enum Token {
         /// Make it work for every workspace, even if --workspace or MUSTER_WORKSPACE names one
         #[arg(long)]
         all_workspaces: bool,
+        /// Accept it only from these addresses or networks, such as 192.0.2.0/24; repeatable [default: from everywhere]
+        #[arg(long = "allow-from", value_name = "NETWORK")]
+        allow_from: Vec<Network>,
     },
     /// List the tokens, newest first; with --workspace only those bound to it
     List {
@@ -35,6 +40,14 @@ pub(crate) enum Token {
         all_workspaces: bool,
         #[command(flatten)]
         limit: Limit,
+    },
+    /// Say from where a token is accepted; also for what is open with it
+    Restrict {
+        /// Id of the token
+        #[arg(value_name = "TOKEN_ID")]
+        token_id: String,
+        #[command(flatten)]
+        from: AllowedFrom,
     },
     /// Revoke a token
     Revoke {
@@ -52,6 +65,7 @@ impl Token {
                 scopes,
                 expires,
                 all_workspaces,
+                allow_from,
             } => {
                 let request = pb::CreateServiceTokenRequest {
                     workspace: session.any_workspace(all_workspaces),
@@ -59,6 +73,7 @@ impl Token {
                     scopes,
                     expire_time: expires,
                     request_id: request_id(),
+                    allowed_addresses: allow_from.iter().map(Network::to_string).collect(),
                 };
                 create(session, request).await
             }
@@ -66,6 +81,7 @@ impl Token {
                 all_workspaces,
                 limit,
             } => list(session, session.any_workspace(all_workspaces), limit).await,
+            Self::Restrict { token_id, from } => restrict(session, token_id, &from).await,
             Self::Revoke { token_id } => revoke(session, token_id).await,
         }
     }
@@ -96,6 +112,19 @@ async fn list(session: &Session, workspace: String, limit: Limit) -> Result<()> 
         })
         .await?;
     session.output.list(&tokens)
+}
+
+async fn restrict(session: &Session, token_id: String, from: &AllowedFrom) -> Result<()> {
+    let request = pb::RestrictServiceTokenRequest {
+        token_id,
+        allowed_addresses: from.networks(),
+        request_id: request_id(),
+    };
+    let mut client = session.connection.integrations();
+    let restricted = session
+        .call(async || client.restrict_service_token(request.clone()).await)
+        .await?;
+    session.output.show(&required(restricted.token)?)
 }
 
 async fn revoke(session: &Session, token_id: String) -> Result<()> {

@@ -46,6 +46,7 @@ nouns! {
         col("label"),
         col("hint"),
         col("state"),
+        col("allowed_addresses").titled("allowed from").shown_by(from),
         col("create_time").titled("created"),
         col("last_used_time").titled("last used"),
         col("revoke_time").titled("revoked").detail(),
@@ -57,6 +58,7 @@ nouns! {
         col("label"),
         col("hint"),
         col("state"),
+        col("allowed_addresses").titled("allowed from").shown_by(from),
         col("create_time").titled("created"),
         col("expire_time").titled("expires"),
         col("last_used_time").titled("last used"),
@@ -70,6 +72,7 @@ nouns! {
         col("scopes"),
         col("hint"),
         col("state"),
+        col("allowed_addresses").titled("allowed from").shown_by(from),
         col("create_time").titled("created"),
         col("expire_time").titled("expires"),
         col("last_used_time").titled("last used"),
@@ -188,6 +191,13 @@ fn workspace_or_all(value: &Value) -> String {
     match value.as_str() {
         Some("") | None => "(all)".to_owned(),
         Some(slug) => slug.to_owned(),
+    }
+}
+
+fn from(value: &Value) -> String {
+    match render_value(value) {
+        none if none.is_empty() => "everywhere".to_owned(),
+        networks => networks,
     }
 }
 

@@ -25,6 +25,7 @@ const PAGE: i32 = 100;
 
 #[derive(Deserialize)]
 pub(crate) struct Wanted {
+    partner: String,
     id: String,
     #[serde(default)]
     page: String,
@@ -65,9 +66,10 @@ pub(crate) async fn show(
     visitor: Visitor,
     Query(wanted): Query<Wanted>,
 ) -> Result<Response, Problem> {
-    let import = waiting::find(&visitor, &wanted.id).await?;
+    let import = waiting::find(&visitor, &wanted.partner, &wanted.id).await?;
     let request = ListRejectedIdentifiersRequest {
         workspace: visitor.workspace.clone(),
+        partner: import.partner.clone(),
         import_id: import.import_id.clone(),
         page_size: PAGE,
         page_token: wanted.page.clone(),

@@ -12,12 +12,11 @@ use http::header::{CONTENT_DISPOSITION, CONTENT_TYPE};
 use muster_client::Connection;
 use muster_proto::{
     ingest::v1::{
-        ListRejectedIdentifiersRequest, ListRejectedIdentifiersResponse, RejectedIdentifier,
-        RejectionReason,
+        Import, ListRejectedIdentifiersRequest, ListRejectedIdentifiersResponse,
+        RejectedIdentifier, RejectionReason,
     },
     users::v1::{Alias, identifier::Kind},
 };
-use serde::Deserialize;
 use tonic::Status;
 
 use super::{
@@ -84,18 +83,13 @@ pub(crate) async fn page(
     Ok(listed.into_inner())
 }
 
-#[derive(Deserialize)]
-pub(crate) struct OfImport {
-    id: String,
-}
-
 /// Those of one import.
 pub(crate) async fn of_import(
     visitor: Visitor,
-    Query(OfImport { id }): Query<OfImport>,
+    Query(named): Query<Named>,
 ) -> Result<Response, Problem> {
-    let import = waiting::find(&visitor, &id).await?;
-    Ok(download(&visitor, [import.import_id]))
+    let import = waiting::find(&visitor, &named.partner, &named.id).await?;
+    Ok(download(&visitor, [import]))
 }
 
 /// Those of the last upload into a cohort.
@@ -105,18 +99,18 @@ pub(crate) async fn of_upload(
 ) -> Result<Response, Problem> {
     let imports = recent_imports(&visitor, &named).await?;
     let upload = last_upload(&imports).into_iter().rev();
-    let ids: Vec<String> = upload.map(|import| import.import_id.clone()).collect();
-    Ok(download(&visitor, ids))
+    Ok(download(&visitor, upload.cloned()))
 }
 
 /// A file that is made while it is read. If it breaks off, the browser is told: it never looks
 /// complete.
-fn download(visitor: &Visitor, imports: impl IntoIterator<Item = String>) -> Response {
+fn download(visitor: &Visitor, imports: impl IntoIterator<Item = Import>) -> Response {
     let pending = imports
         .into_iter()
-        .map(|id| ListRejectedIdentifiersRequest {
+        .map(|import| ListRejectedIdentifiersRequest {
             workspace: visitor.workspace.clone(),
-            import_id: id,
+            partner: import.partner,
+            import_id: import.import_id,
             page_size: BATCH,
             page_token: String::new(),
         });

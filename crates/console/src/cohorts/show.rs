@@ -51,8 +51,8 @@ const LOOK_AGAIN: u32 = 1;
 /// A cohort, named in the address.
 #[derive(Deserialize)]
 pub(crate) struct Named {
-    partner: String,
-    id: String,
+    pub(super) partner: String,
+    pub(super) id: String,
     #[serde(default)]
     page: String,
 }
@@ -107,7 +107,7 @@ impl Upload {
         let (newest, oldest) = (imports.first()?, imports.last()?);
         Some(Self {
             calls: imports.len(),
-            path: import_path(workspace, &newest.import_id),
+            path: import_path(workspace, &newest.partner, &newest.import_id),
             begun: When::from(&oldest.create_time),
             outcomes: Outcomes::of(imports.iter().filter_map(|it| it.summary.as_ref())),
         })
@@ -124,7 +124,7 @@ pub(crate) struct ImportRow {
 impl ImportRow {
     pub(crate) fn new(workspace: &str, actors: &Actors, import: Import) -> Self {
         Self {
-            path: import_path(workspace, &import.import_id),
+            path: import_path(workspace, &import.partner, &import.import_id),
             by: actors.name(&import.created_by),
             import,
         }

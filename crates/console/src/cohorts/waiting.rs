@@ -65,9 +65,14 @@ impl Waiting {
 }
 
 /// The import named.
-pub(crate) async fn find(visitor: &Visitor, import_id: &str) -> Result<Import, Problem> {
+pub(crate) async fn find(
+    visitor: &Visitor,
+    partner: &str,
+    import_id: &str,
+) -> Result<Import, Problem> {
     let request = GetImportRequest {
         workspace: visitor.workspace.clone(),
+        partner: partner.to_owned(),
         import_id: import_id.to_owned(),
     };
     let found = visitor.connection().ingest().get_import(request).await?;
@@ -76,6 +81,7 @@ pub(crate) async fn find(visitor: &Visitor, import_id: &str) -> Result<Import, P
 
 #[derive(Deserialize)]
 pub(crate) struct Decision {
+    partner: String,
     id: String,
 }
 
@@ -84,9 +90,10 @@ pub(crate) async fn confirm(
     visitor: Visitor,
     Form(decision): Form<Decision>,
 ) -> Result<Response, Problem> {
-    let import = find(&visitor, &decision.id).await?;
+    let import = find(&visitor, &decision.partner, &decision.id).await?;
     let request = ConfirmImportRequest {
         workspace: visitor.workspace.clone(),
+        partner: decision.partner.clone(),
         import_id: decision.id.clone(),
         // Deciding the same twice changes nothing by itself.
         request_id: String::new(),
@@ -109,7 +116,7 @@ pub(crate) async fn confirm(
              you saw. Look at the new preview.",
         ),
         Err(refusal) if refusal.reason == "IMPORT_NOT_AWAITING_CONFIRMATION" => {
-            return Ok(decided(&visitor, &decision.id));
+            return Ok(decided(&visitor, &import));
         }
         Err(refusal) => return Err(refusal.into()),
     };
@@ -122,9 +129,10 @@ pub(crate) async fn abort(
     visitor: Visitor,
     Form(decision): Form<Decision>,
 ) -> Result<Response, Problem> {
-    let import = find(&visitor, &decision.id).await?;
+    let import = find(&visitor, &decision.partner, &decision.id).await?;
     let request = AbortImportRequest {
         workspace: visitor.workspace.clone(),
+        partner: decision.partner.clone(),
         import_id: decision.id.clone(),
         // Deciding the same twice changes nothing by itself.
         request_id: String::new(),
@@ -136,15 +144,16 @@ pub(crate) async fn abort(
             visitor.session().notify(Notice::good(text));
             Ok(to_cohort(&visitor, &import))
         }
-        Err(refusal) if refusal.reason == "IMPORT_FINISHED" => Ok(decided(&visitor, &decision.id)),
+        Err(refusal) if refusal.reason == "IMPORT_FINISHED" => Ok(decided(&visitor, &import)),
         Err(refusal) => Err(refusal.into()),
     }
 }
 
-fn decided(visitor: &Visitor, import_id: &str) -> Response {
+fn decided(visitor: &Visitor, import: &Import) -> Response {
     let text = "Nothing was done: the import had ended by then. This is how.";
     visitor.session().notify(Notice::bad(text));
-    Redirect::to(&import_path(&visitor.workspace, import_id)).into_response()
+    let to = import_path(&visitor.workspace, &import.partner, &import.import_id);
+    Redirect::to(&to).into_response()
 }
 
 fn to_cohort(visitor: &Visitor, import: &Import) -> Response {

@@ -106,7 +106,7 @@ async fn given_up(visitor: &Visitor) -> Result<Vec<Failing>, Status> {
     let listed = visitor.connection().ingest().list_imports(request).await?;
     let imports = listed.into_inner().imports.into_iter();
     let failing = imports.map(|import| Failing {
-        path: cohorts::import_path(&visitor.workspace, &import.import_id),
+        path: cohorts::import_path(&visitor.workspace, &import.partner, &import.import_id),
         partner: import.partner,
         what: import.cohort_name,
         why: "got an import that was begun and never completed",

@@ -158,6 +158,7 @@ async fn a_partner_sees_only_what_is_its_own() {
     let mine = |import_id: &str| pb::GetImportRequest {
         workspace: String::new(),
         import_id: import_id.into(),
+        ..Default::default()
     };
     let foreign = ingest.get_import(mine("i-1")).await.unwrap_err();
     let missing = ingest.get_import(mine("i-2")).await.unwrap_err();
@@ -271,6 +272,7 @@ async fn no_input_is_an_internal_error() {
     let get = pb::GetImportRequest {
         workspace: "shop".into(),
         import_id: "a\0b".into(),
+        ..Default::default()
     };
     assert_refused(
         ingest.get_import(get).await,

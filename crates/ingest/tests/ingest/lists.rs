@@ -237,7 +237,7 @@ async fn imports_are_listed_since_a_time_with_the_name_of_their_cohort() {
     import(&muster.partner, named, vec![add(&["u-1"])]).await;
     import(&muster.partner, delta("i-2"), vec![add(&["u-1"])]).await;
     muster
-        .sql("UPDATE cohort_import SET created_at = created_at - interval '1 day' WHERE import_id = 'i-1'")
+        .sql("UPDATE cohort_import SET created_at = created_at - interval '1 day' WHERE partner_import_id = 'i-1'")
         .await;
     let now = muster_storage::Timestamp::now_utc().unix_timestamp();
     for (ago, expected) in [(3_600, vec!["i-2"]), (2 * 86_400, vec!["i-2", "i-1"])] {

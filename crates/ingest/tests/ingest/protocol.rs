@@ -297,7 +297,7 @@ async fn a_replacement_that_removes_too_many_waits_for_a_person() {
     let confirm = || pb::ConfirmImportRequest {
         workspace: "shop".into(),
         import_id: "i-3".into(),
-        request_id: String::new(),
+        ..Default::default()
     };
     let refused = muster.partner.ingest().confirm_import(confirm()).await;
     assert_refused(refused, Code::PermissionDenied, "CREDENTIAL_KIND");
@@ -307,6 +307,7 @@ async fn a_replacement_that_removes_too_many_waits_for_a_person() {
     let import_now = pb::GetImportRequest {
         workspace: "shop".into(),
         import_id: "i-3".into(),
+        ..Default::default()
     };
     let waiting = operator
         .get_import(import_now.clone())
@@ -337,7 +338,7 @@ async fn a_replacement_that_removes_too_many_waits_for_a_person() {
     let abort = pb::AbortImportRequest {
         workspace: "shop".into(),
         import_id: "i-5".into(),
-        request_id: String::new(),
+        ..Default::default()
     };
     operator.abort_import(abort).await.unwrap();
     assert_eq!(muster.members("spring").await, [9]);

@@ -149,6 +149,7 @@ impl IntegrationService for Api {
             let (caller, body) = admitted(request);
             access::whole_deployment(&caller)?;
             let label = wire::label(&body.label)?;
+            let from = wire::allowed_addresses(&body.allowed_addresses)?;
             let call = Call {
                 caller: &caller,
                 workspace: None,
@@ -158,7 +159,7 @@ impl IntegrationService for Api {
             };
             self.mutate(call, async |tx| {
                 let by = caller.by();
-                let issued = partner_keys::create(tx, by, &body.partner, &label).await?;
+                let issued = partner_keys::create(tx, by, &body.partner, &label, &from).await?;
                 Ok(wire::created_partner_key(issued))
             })
             .await
@@ -286,6 +287,30 @@ impl IntegrationService for Api {
                 let token = tokens::revoke(tx, &caller, &body.token_id).await?;
                 let token = Some(wire::service_token(token));
                 Ok(pb::RevokeServiceTokenResponse { token })
+            })
+            .await
+        })
+        .await
+    }
+
+    async fn restrict_service_token(
+        &self,
+        request: Request<pb::RestrictServiceTokenRequest>,
+    ) -> RpcResult<pb::RestrictServiceTokenResponse> {
+        respond(async {
+            let (caller, body) = admitted(request);
+            let from = wire::allowed_addresses(&body.allowed_addresses)?;
+            let call = Call {
+                caller: &caller,
+                workspace: access::own(&caller),
+                method: "restrict_service_token",
+                request_id: &body.request_id,
+                body: &body,
+            };
+            self.mutate(call, async |tx| {
+                let token = tokens::restrict(tx, &caller, &body.token_id, &from).await?;
+                let token = Some(wire::service_token(token));
+                Ok(pb::RestrictServiceTokenResponse { token })
             })
             .await
         })

@@ -88,6 +88,32 @@ impl KeyService for Api {
         .await
     }
 
+    async fn restrict_key(
+        &self,
+        request: Request<pb::RestrictKeyRequest>,
+    ) -> RpcResult<pb::RestrictKeyResponse> {
+        respond(async {
+            let (caller, body) = admitted(request);
+            let workspace = caller.workspace(&self.store, &body.workspace).await?;
+            let from = wire::allowed_addresses(&body.allowed_addresses)?;
+            let call = Call {
+                caller: &caller,
+                workspace: Some(workspace),
+                method: "restrict_key",
+                request_id: &body.request_id,
+                body: &body,
+            };
+            self.mutate(call, async |tx| {
+                let (by, id) = (caller.by(), &body.key_id);
+                let key = keys::restrict(tx, by, workspace, id, &from).await?;
+                let key = Some(wire::data_import_key(key));
+                Ok(pb::RestrictKeyResponse { key })
+            })
+            .await
+        })
+        .await
+    }
+
     async fn rotate_key(
         &self,
         request: Request<pb::RotateKeyRequest>,

@@ -57,7 +57,7 @@ async fn a_revocation_waits_for_what_is_being_published_with_the_key() {
     let (key, secret) = muster.key("acme").await;
     let id = key.key_id.parse().unwrap();
     let mut publishing = muster.store.begin("publish").await.unwrap();
-    assert!(credentials::hold(&mut publishing, id).await.unwrap());
+    assert!(credentials::hold(&mut publishing, id, None).await.unwrap());
     // Meanwhile others may use the key, although that would be noted on it.
     assert_eq!(muster.admits(&secret).await, Ok(()));
     let mut keys = muster.operator.keys();
@@ -67,7 +67,7 @@ async fn a_revocation_waits_for_what_is_being_published_with_the_key() {
     publishing.commit().await.unwrap();
     revocation.await.unwrap().unwrap();
     let mut publishing = muster.store.begin("publish").await.unwrap();
-    assert!(!credentials::hold(&mut publishing, id).await.unwrap());
+    assert!(!credentials::hold(&mut publishing, id, None).await.unwrap());
 }
 
 #[tokio::test]

@@ -256,8 +256,10 @@ impl Deployment {
         let version = self.import_as(import_id, cohort, [], []).await;
         self.sql(&format!(
             "INSERT INTO cohort_import (workspace_id, import_id, cohort_id, mode, state, digest_state,
-                                        refuse_if_older, created_by, digest, summary, version)
-             VALUES ($ws, '{import_id}', '{cohort}', 1, 3, '', false, 'test', '', '{{}}', {version})"
+                                        refuse_if_older, created_by, digest, summary, version,
+                                        partner, partner_import_id)
+             VALUES ($ws, '{import_id}', '{cohort}', 1, 3, '', false, 'test', '', '{{}}', {version},
+                     'p', '{import_id}')"
         ))
         .await;
         let mut conn = self.store.connection().await.unwrap();
@@ -342,6 +344,7 @@ async fn token(store: &Store, workspace: Option<WorkspaceId>) -> (Uuid, Credenti
         workspace,
         partner: None,
         scopes: &["*".to_owned()],
+        allowed_addresses: &[],
         label: "test",
         created_by: "test",
         expires_at: None,

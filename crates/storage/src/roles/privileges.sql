@@ -23,7 +23,7 @@ GRANT SELECT, INSERT ON workspace, partner TO muster_keys;
 GRANT SELECT, INSERT, DELETE, UPDATE (enabled_at) ON workspace_partner TO muster_keys;
 GRANT SELECT, INSERT, UPDATE ON credential TO muster_keys;
 GRANT SELECT ON workspace, partner, workspace_partner TO muster_users, muster_ingest, muster_segments;
-GRANT SELECT (credential_id, kind, workspace_id, partner, expires_at, revoked_at) ON credential
+GRANT SELECT (credential_id, kind, workspace_id, partner, expires_at, revoked_at, allowed_addresses) ON credential
 TO muster_users, muster_ingest, muster_segments;
 GRANT UPDATE (enabled_at) ON workspace_partner TO muster_ingest; -- To lock.
 GRANT UPDATE (last_used_at) ON credential TO muster_ingest; -- To lock.

@@ -161,6 +161,7 @@ async fn token(
         workspace,
         partner: None,
         scopes: &[scope.to_owned()],
+        allowed_addresses: &[],
         label: "",
         created_by: "test",
         expires_at: None,

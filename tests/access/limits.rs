@@ -1,0 +1,173 @@
+//! Who fails too often, or asks too much, is told to wait; others are not.
+
+use std::{num::NonZeroU32, time::Instant};
+
+use muster_cli::deployment::Settings;
+use muster_client::upload::{Outcome, Upload};
+use muster_domain::{
+    credential::{Kind, Secret},
+    identifier::IdentifierRef,
+    import::{Effect, Mode},
+};
+use muster_service::{attempts, traffic};
+use muster_tests::{PARTNER, WORKSPACE};
+use serde_json::json;
+use tonic::Code;
+
+use crate::{
+    statements,
+    world::{Deployment, RIVAL},
+};
+
+const LIST: &str = "muster.ingest.v1.IngestService/ListCohorts";
+
+fn number(number: u32) -> NonZeroU32 {
+    NonZeroU32::new(number).unwrap()
+}
+
+/// Whether a credential was looked up since the last time.
+fn looked_up(heard: &statements::Statements) -> bool {
+    heard
+        .take()
+        .iter()
+        .any(|statement| statement.contains("credential_id"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn too_many_failed_attempts_are_refused_before_any_query() {
+    let heard = statements::listen();
+    let on = Deployment::start_with(Settings {
+        attempts: attempts::Settings {
+            per_minute: number(5),
+            uncounted_from: Vec::new(),
+        },
+        ..Settings::default()
+    })
+    .await;
+    let request = json!({ "workspace": WORKSPACE });
+    let made_before = on.token(WORKSPACE, &["cohorts:read"]).await.secret;
+    let guess = || Secret::generate(Kind::ServiceToken).unwrap();
+    for _ in 0..3 {
+        let refused = on.call(LIST, &request, guess().expose()).await;
+        assert_eq!(refused.reason, "CREDENTIAL_INVALID");
+        let refused = on.call(LIST, &request, "mst_svc_nonsense").await;
+        assert_ne!(refused.code, Code::Ok);
+    }
+    heard.take();
+    for presented in [guess().expose(), &made_before, "mst_svc_nonsense"] {
+        let refused = on.call(LIST, &request, presented).await;
+        let said = (refused.code, refused.reason.as_str());
+        assert_eq!(said, (Code::ResourceExhausted, "TOO_MANY_FAILED_ATTEMPTS"));
+    }
+    // The harness checks that it says when to come back.
+    let rest = on
+        .muster
+        .rest()
+        .with_client_secret(Secret::generate(Kind::DataImportKey).unwrap().expose());
+    rest.change("c", json!([]))
+        .await
+        .says(429, "Too many requests: try again later");
+    assert!(!looked_up(&heard), "the database was not asked");
+    // Who was accepted from there before goes on.
+    assert_eq!(
+        on.call(LIST, &request, &on.muster.operator_token)
+            .await
+            .code,
+        Code::Ok
+    );
+    assert!(looked_up(&heard));
+    on.muster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_credential_without_the_scope_is_refused_before_any_query_after_a_while() {
+    let heard = statements::listen();
+    let on = Deployment::start_with(Settings {
+        attempts: attempts::Settings {
+            per_minute: number(5),
+            ..Default::default()
+        },
+        ..Settings::default()
+    })
+    .await;
+    let token = on.token(WORKSPACE, &["users:read"]).await.secret;
+    let request = json!({ "workspace": WORKSPACE });
+    for _ in 0..5 {
+        let refused = on.call(LIST, &request, &token).await;
+        assert_eq!(refused.reason, "SCOPE_MISSING");
+    }
+    heard.take();
+    let refused = on.call(LIST, &request, &token).await;
+    assert_eq!(refused.reason, "TOO_MANY_FAILED_ATTEMPTS");
+    assert!(!looked_up(&heard));
+    on.muster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_calls_too_often_is_told_to_wait_and_others_are_served() {
+    let heard = statements::listen();
+    let on = Deployment::start_with(Settings {
+        traffic: traffic::Settings {
+            calls_per_second: number(10),
+            ..Default::default()
+        },
+        ..Settings::default()
+    })
+    .await;
+    let [mine, others] = [WORKSPACE, RIVAL].map(async |of| on.token(of, &["cohorts:read"]).await);
+    let (mine, others) = (mine.await.secret, others.await.secret);
+    let request = json!({});
+    let mut served = 0;
+    let refused = loop {
+        let answer = on.call(LIST, &request, &mine).await;
+        if answer.code != Code::Ok {
+            break answer;
+        }
+        served += 1;
+        assert!(served < 1_000, "nothing stops it");
+    };
+    assert!(
+        served >= 100,
+        "what comes in ten seconds may come at once: {served}"
+    );
+    let said = (refused.code, refused.reason.as_str());
+    assert_eq!(said, (Code::ResourceExhausted, "RATE_LIMITED"));
+    // A call is earned every 100 ms; what is refused costs no query.
+    loop {
+        heard.take();
+        if on.call(LIST, &request, &mine).await.code != Code::Ok {
+            break;
+        }
+    }
+    assert!(!looked_up(&heard));
+    assert_eq!(on.call(LIST, &request, &others).await.code, Code::Ok);
+    on.muster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_waits_as_long_as_it_is_told_and_goes_on() {
+    let on = Deployment::start_with(Settings {
+        traffic: traffic::Settings {
+            identifiers_per_second: number(1_000),
+            ..Default::default()
+        },
+        ..Settings::default()
+    })
+    .await;
+    // What comes in ten seconds may come at once, the rest not before it was earned.
+    let ids: Vec<String> = (0..11_500).map(|n| format!("u-{n}")).collect();
+    let changes: Vec<_> = ids
+        .iter()
+        .map(|id| (Effect::Add, IdentifierRef::external_id(id).to_owned()))
+        .collect();
+    let source = move || Ok(changes.clone().into_iter().map(Ok));
+    let upload = Upload::new(WORKSPACE, PARTNER, "c", Mode::Delta, "i");
+    let begun = Instant::now();
+    let uploaded = upload.run(&on.muster.partner(), source, &mut |_| {}).await;
+    let Outcome::Committed { summary, .. } = uploaded.unwrap() else {
+        panic!("a delta is published");
+    };
+    assert_eq!(summary.received, 11_500);
+    assert!(begun.elapsed().as_secs() >= 1, "{:?}", begun.elapsed());
+    on.muster.stop().await;
+}
