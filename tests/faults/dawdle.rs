@@ -10,9 +10,15 @@ pub(crate) async fn install(store: &Store) {
     muster_testbed::execute(
         &mut connection,
         "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS $$
+         DECLARE
+             name text := NEW.import_id;
          BEGIN
+             IF TG_ARGV[0] = 'batch' THEN
+                 SELECT partner_import_id INTO name FROM cohort_import i
+                 WHERE i.workspace_id = NEW.workspace_id AND i.import_id = NEW.import_id;
+             END IF;
              PERFORM pg_sleep(coalesce(
-                 substring(NEW.import_id FROM '^slow-' || TG_ARGV[0] || '-([0-9]+)-')::float8, 0
+                 substring(name FROM '^slow-' || TG_ARGV[0] || '-([0-9]+)-')::float8, 0
              ) / 1000);
              RETURN NEW;
          END $$;

@@ -36,7 +36,8 @@ const DECLARED_BYTES: u32 = 4 * 1024 * 1024;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_thousand_messages_that_are_announced_and_never_sent_cost_nothing() {
-    let deployment = Deployment::start(&["--request-timeout", "12s"]).await;
+    let deployment =
+        Deployment::start(&["--request-timeout", "12s", "--concurrent-calls", "40000"]).await;
     let bearer = format!("Bearer {}", deployment.shop.operator_token);
     let head = call(
         "/muster.users.v1.UserService/UpsertUsers",

@@ -422,7 +422,8 @@ pub(crate) async fn rest_meets_replacement(mut plan: Plan) -> Tally {
     const PUBLISHING: Duration = Duration::from_secs(11);
     /// Rounds that run side by side: each holds a connection or two.
     const AT_ONCE: u32 = 20;
-    let words = &["--database-connections", "40"];
+    // A workspace has half of them.
+    let words = &["--database-connections", "160"];
     let muster = Deployment::start(words).await;
     oracle::fill(&muster.shop, USERS).await;
     dawdle::install(&muster.store).await;

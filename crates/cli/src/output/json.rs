@@ -156,6 +156,7 @@ mod tests {
             "key_id": "k1", "workspace": "", "partner": "", "label": "", "hint": "",
             "state": "active", "create_time": "2026-03-01T12:00:00.5Z", "expire_time": null,
             "revoke_time": null, "last_used_time": null, "replaced_by_key_id": "",
+            "allowed_addresses": [],
         });
         assert_eq!(message("muster.keys.v1.DataImportKey", &key), expected);
     }
