@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use muster_client::{Connection, Tls};
+use muster_client::{Credential, Tls};
 use muster_proto::ingest::v1::ListCohortsRequest;
 use muster_storage::{Settings, Store};
 use muster_testbed::process::{self, Server};
@@ -130,22 +130,12 @@ impl Deployment {
 
     /// Does something hostile: meanwhile others are served, and memory stays what it is.
     pub(crate) async fn withstands<T>(&self, what: &str, attack: impl Future<Output = T>) -> T {
-        self.withstands_in(MEMORY_BYTES, what, attack).await
-    }
-
-    /// The same, where it may take so many bytes of memory.
-    pub(crate) async fn withstands_in<T>(
-        &self,
-        most: u64,
-        what: &str,
-        attack: impl Future<Output = T>,
-    ) -> T {
         let bystander = Bystander::watch(&self.shop);
         let memory = Memory::watch(self.server.pid());
         let result = attack.await;
         bystander.was_served(what).await;
         let grown = memory.grown();
-        assert!(grown < most, "{what}: {} KiB more", grown / 1024);
+        assert!(grown < MEMORY_BYTES, "{what}: {} KiB more", grown / 1024);
         eprintln!("{what}: {} KiB more", grown / 1024);
         result
     }
@@ -232,7 +222,7 @@ impl Bystander {
 
 /// A call over gRPC, and one over REST, each over a connection of its own.
 async fn round(shop: &Shop) -> Result<(), String> {
-    served(&shop.operator.renewed()).await?;
+    served(shop).await?;
     let answer = shop.rest().try_change("anybody", json!([])).await;
     let answer = answer.map_err(|error| format!("REST: {error:?}"))?;
     match answer.status {
@@ -241,8 +231,10 @@ async fn round(shop: &Shop) -> Result<(), String> {
     }
 }
 
-/// A call over gRPC.
-pub(crate) async fn served(connection: &Connection) -> Result<(), String> {
+/// A call over gRPC on the account of the workspace, over a connection of its own.
+pub(crate) async fn served(shop: &Shop) -> Result<(), String> {
+    let key = Credential::bearer(&shop.client_secret).map_err(|error| error.to_string())?;
+    let connection = shop.operator.renewed().with_credential(key);
     let mut ingest = connection.ingest();
     let cohorts = ListCohortsRequest {
         workspace: WORKSPACE.into(),

@@ -26,8 +26,8 @@ const STREAMS_EACH: u32 = 250;
 /// Streams that are opened before somebody else is served again.
 const AT_ONCE: u32 = 50;
 
-/// What ten thousand open calls may take, whatever they announce: 40 GiB.
-const MEMORY_BYTES: u64 = 192 * 1024 * 1024;
+/// Calls that one account may have open: half of 1,024.
+const OPEN: u32 = 512;
 
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(12);
 
@@ -36,15 +36,14 @@ const DECLARED_BYTES: u32 = 4 * 1024 * 1024;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_thousand_messages_that_are_announced_and_never_sent_cost_nothing() {
-    let deployment =
-        Deployment::start(&["--request-timeout", "12s", "--concurrent-calls", "40000"]).await;
+    let deployment = Deployment::start(&["--request-timeout", "12s"]).await;
     let bearer = format!("Bearer {}", deployment.shop.operator_token);
     let head = call(
         "/muster.users.v1.UserService/UpsertUsers",
         &[("authorization", &bearer)],
     );
     let announced = [&[0][..], &DECLARED_BYTES.to_be_bytes()].concat();
-    let awaited = deployment.withstands_in(MEMORY_BYTES, "announced messages", async {
+    let awaited = deployment.withstands("announced messages", async {
         let mut peers = Vec::new();
         for _ in 0..CONNECTIONS {
             let mut peer = Peer::greet(deployment.dial(deployment.grpc).await).await;
@@ -58,7 +57,7 @@ async fn ten_thousand_messages_that_are_announced_and_never_sent_cost_nothing() 
                     begun.insert(stream, Instant::now());
                 }
                 // Credentials are looked up in turn: once this caller's was, theirs were.
-                served(&deployment.shop.operator).await.unwrap();
+                served(&deployment.shop).await.unwrap();
             }
             peers.push(tokio::spawn(ends(peer, begun)));
         }
@@ -70,7 +69,9 @@ async fn ten_thousand_messages_that_are_announced_and_never_sent_cost_nothing() 
     });
     let awaited = awaited.await;
     eprintln!("{awaited} messages were awaited");
-    assert!(awaited > CONNECTIONS * STREAMS_EACH / 10 * 9, "{awaited}");
+    // Those that found no room were refused at once; as the first ended, others took their place.
+    let all = CONNECTIONS * STREAMS_EACH;
+    assert!((OPEN / 10 * 9..all / 2).contains(&awaited), "{awaited}");
 }
 
 /// Waits for the end of every call; returns how many messages were awaited until it was too late.
