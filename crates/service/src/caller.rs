@@ -100,8 +100,7 @@ impl Caller {
                 let rpc = self.rpc;
                 let refused =
                     Refused::to_call(self.credential, self.by(), Some(*own), rpc, OTHER_WORKSPACE);
-                let mut connection = store.credential_connection().await?;
-                self.refusals.tell(&mut connection, refused).await;
+                self.refusals.tell_through(store, refused).await;
                 Err(Error::not_found("workspace", slug))
             }
             None if slug.is_empty() => Err(Error::field("workspace", "must not be empty")),

@@ -10,7 +10,7 @@ use std::{
 
 use muster_domain::credential::Kind;
 use muster_storage::{
-    Connection, WorkspaceId,
+    Connection, Store, WorkspaceId,
     audit::{self, By},
     credentials::{self, Credential},
 };
@@ -78,6 +78,32 @@ impl Refused {
             reason,
         }
     }
+
+    async fn append(&self, connection: &mut Connection) -> muster_storage::Result<()> {
+        let by = By {
+            actor: &self.actor,
+            peer: self.peer,
+        };
+        let (action, resource) = match self.wanted {
+            Wanted::Anything(kind) => (
+                format!("{}.use", credentials::noun(kind)),
+                self.actor.clone(),
+            ),
+            Wanted::Rpc(rpc) => (
+                "call.refuse".to_owned(),
+                format!("rpc:{}", rpc.trim_start_matches('/')),
+            ),
+        };
+        let (workspace, reason) = (self.workspace, self.reason);
+        audit::append_refusal(connection, workspace, by, &action, &resource, reason).await
+    }
+
+    fn told(&self, result: muster_storage::Result<()>) {
+        if let Err(error) = result {
+            let cause: &dyn std::error::Error = &error;
+            tracing::warn!(cause, refused = ?self, "a refusal is missing in the audit trail");
+        }
+    }
 }
 
 /// When what was told last in this process.
@@ -87,41 +113,27 @@ pub(crate) struct Refusals(Arc<Mutex<Told>>);
 impl Refusals {
     /// Puts a refusal into the trail if it is news. The caller's answer stays the same if that fails.
     pub(crate) async fn tell(&self, connection: &mut Connection, refused: Refused) {
-        let key = (refused.credential, refused.wanted, refused.reason);
-        if !self.lock().is_news(key, Instant::now()) {
-            return;
-        }
-        let by = By {
-            actor: &refused.actor,
-            peer: refused.peer,
-        };
-        let (action, resource) = match refused.wanted {
-            Wanted::Anything(kind) => (
-                format!("{}.use", credentials::noun(kind)),
-                refused.actor.clone(),
-            ),
-            Wanted::Rpc(rpc) => (
-                "call.refuse".to_owned(),
-                format!("rpc:{}", rpc.trim_start_matches('/')),
-            ),
-        };
-        let workspace = refused.workspace;
-        let told = audit::append_refusal(
-            connection,
-            workspace,
-            by,
-            &action,
-            &resource,
-            refused.reason,
-        );
-        if let Err(error) = told.await {
-            let cause: &dyn std::error::Error = &error;
-            tracing::warn!(cause, ?refused, "a refusal is missing in the audit trail");
+        if self.is_news(&refused) {
+            let told = refused.append(connection).await;
+            refused.told(told);
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Told> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The same where no connection is at hand: one is taken for news only.
+    pub(crate) async fn tell_through(&self, store: &Store, refused: Refused) {
+        if self.is_news(&refused) {
+            let told = match store.credential_connection().await {
+                Ok(mut connection) => refused.append(&mut connection).await,
+                Err(error) => Err(error),
+            };
+            refused.told(told);
+        }
+    }
+
+    fn is_news(&self, refused: &Refused) -> bool {
+        let key = (refused.credential, refused.wanted, refused.reason);
+        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        told.is_news(key, Instant::now())
     }
 }
 
