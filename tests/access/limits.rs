@@ -171,3 +171,57 @@ async fn an_upload_waits_as_long_as_it_is_told_and_goes_on() {
     assert!(begun.elapsed().as_secs() >= 1, "{:?}", begun.elapsed());
     on.muster.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_writes_users_is_limited_by_their_identifiers() {
+    let on = Deployment::start_with(Settings {
+        traffic: traffic::Settings {
+            identifiers_per_second: number(100),
+            ..Default::default()
+        },
+        ..Settings::default()
+    })
+    .await;
+    // Half of what may come at once: two users with 250 identifiers each, or 500 of one.
+    let devices = |user: &str, count| -> Vec<String> {
+        (0..count).map(|n| format!("{user}-device-{n}")).collect()
+    };
+    let users = json!([
+        { "external_id": "ann", "device_ids": devices("ann", 249) },
+        { "device_ids": devices("bob", 250) },
+    ]);
+    let one = |n| json!({ "external_id": format!("user-{n}") });
+    let identify = |n| json!({ "user": one(n), "external_id": "new" });
+    let merge = |n| json!({ "from": one(n), "into": one(0) });
+    let requests = [
+        ("UpsertUsers", json!({ "users": users })),
+        ("ImportUsers", json!({ "users": users })),
+        (
+            "IdentifyUsers",
+            json!({ "entries": (0..250).map(identify).collect::<Vec<_>>() }),
+        ),
+        (
+            "MergeUsers",
+            json!({ "entries": (0..250).map(merge).collect::<Vec<_>>() }),
+        ),
+        (
+            "DeleteUsers",
+            json!({ "users": (0..500).map(one).collect::<Vec<_>>() }),
+        ),
+    ];
+    for (method, request) in requests {
+        let rpc = format!("muster.users.v1.UserService/{method}");
+        let [mine, others] = [(); 2].map(async |()| on.token(WORKSPACE, &["users:write"]).await);
+        let (mine, others) = (mine.await.secret, others.await.secret);
+        for _ in 0..2 {
+            let answer = on.call(&rpc, &request, &mine).await;
+            assert_eq!(answer.code, Code::Ok, "{method}: {answer:?}");
+        }
+        let refused = on.call(&rpc, &request, &mine).await;
+        let said = (refused.code, refused.reason.as_str());
+        assert_eq!(said, (Code::ResourceExhausted, "RATE_LIMITED"), "{method}");
+        let answer = on.call(&rpc, &request, &others).await;
+        assert_eq!(answer.code, Code::Ok, "{method}: {answer:?}");
+    }
+    on.muster.stop().await;
+}

@@ -31,9 +31,10 @@ pub struct Settings {
     pub calls_per_second: NonZeroU32,
     /// Calls in a second for one workspace.
     pub workspace_calls_per_second: NonZeroU32,
-    /// Identifiers of imports in a second of one token, or of one partner in one workspace.
+    /// Identifiers to import or to change in a second of one token, or of one partner in one
+    /// workspace.
     pub identifiers_per_second: NonZeroU32,
-    /// Identifiers of imports in a second for one workspace.
+    /// Identifiers to import or to change in a second for one workspace.
     pub workspace_identifiers_per_second: NonZeroU32,
     /// Calls at once, streams among them; a workspace has half of them at most.
     pub concurrent_calls: NonZeroU32,
@@ -168,7 +169,7 @@ impl Traffic {
         taken.map_err(|wait| too_fast("calls", wait))
     }
 
-    /// Counts identifiers of an import.
+    /// Counts identifiers to import or to change.
     ///
     /// # Errors
     /// `RESOURCE_EXHAUSTED` (`RATE_LIMITED`).

@@ -54,6 +54,7 @@ impl Api {
         work: impl AsyncFnOnce(&mut Tx, WorkspaceId) -> Result<Answer>,
     ) -> Result<C::Answer> {
         let workspace = caller.workspace(&self.store, body.workspace()).await?;
+        caller.count_identifiers(workspace, body.identifiers())?;
         let (method, request_id) = (C::METHOD, body.request_id());
         let once = once(
             &self.store,
@@ -100,7 +101,7 @@ impl UserService for Api {
                 let workspace = import.workspace(&batch.workspace).await?;
                 import
                     .caller
-                    .count_identifiers(workspace, batch.users.len())?;
+                    .count_identifiers(workspace, wire::identifiers_of(&batch.users))?;
                 let answer = import.apply(workspace, wire::batch(&batch.users)?).await?;
                 outlet.send(wire::imported(workspace, answer)).await?;
             }

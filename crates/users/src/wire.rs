@@ -27,11 +27,13 @@ pub(crate) trait Change: Message {
 
     fn workspace(&self) -> &str;
     fn request_id(&self) -> &str;
+    /// How many identifiers it names, for the limit on them.
+    fn identifiers(&self) -> usize;
     fn answer(results: Vec<pb::UserResult>, consistency_token: String) -> Self::Answer;
 }
 
 macro_rules! change {
-    ($method:literal, $request:ident, $answer:ident) => {
+    ($method:literal, $request:ident, $answer:ident, $identifiers:expr) => {
         impl Change for pb::$request {
             const METHOD: &'static str = $method;
             type Answer = pb::$answer;
@@ -44,6 +46,11 @@ macro_rules! change {
                 &self.request_id
             }
 
+            fn identifiers(&self) -> usize {
+                let count: fn(&Self) -> usize = $identifiers;
+                count(self)
+            }
+
             fn answer(results: Vec<pb::UserResult>, consistency_token: String) -> Self::Answer {
                 pb::$answer {
                     results,
@@ -54,10 +61,30 @@ macro_rules! change {
     };
 }
 
-change!("UpsertUsers", UpsertUsersRequest, UpsertUsersResponse);
-change!("IdentifyUsers", IdentifyUsersRequest, IdentifyUsersResponse);
-change!("MergeUsers", MergeUsersRequest, MergeUsersResponse);
-change!("DeleteUsers", DeleteUsersRequest, DeleteUsersResponse);
+change!(
+    "UpsertUsers",
+    UpsertUsersRequest,
+    UpsertUsersResponse,
+    |sent| identifiers_of(&sent.users)
+);
+change!(
+    "IdentifyUsers",
+    IdentifyUsersRequest,
+    IdentifyUsersResponse,
+    |sent| 2 * sent.entries.len()
+);
+change!(
+    "MergeUsers",
+    MergeUsersRequest,
+    MergeUsersResponse,
+    |sent| 2 * sent.entries.len()
+);
+change!(
+    "DeleteUsers",
+    DeleteUsersRequest,
+    DeleteUsersResponse,
+    |sent| sent.users.len()
+);
 
 /// Most entries of a unary call.
 const MAX_ENTRIES: usize = 1_000;
@@ -93,19 +120,21 @@ pub(crate) fn batch(sent: &[pb::UserRecord]) -> Result<Entries<UserRecord<'_>>> 
     Ok(sent.iter().map(record).collect())
 }
 
-/// A record without identifiers counts as one, so that no batch has more records than identifiers.
-fn check_size(sent: &[pb::UserRecord]) -> Result<()> {
+/// How many identifiers records have. One without counts as one, so that no batch has more records
+/// than identifiers.
+pub(crate) fn identifiers_of(sent: &[pb::UserRecord]) -> usize {
     let identifiers = sent.iter().map(|user| {
         let count = usize::from(!user.external_id.is_empty());
         (count + user.aliases.len() + user.device_ids.len()).max(1)
     });
+    identifiers.sum()
+}
+
+fn check_size(sent: &[pb::UserRecord]) -> Result<()> {
+    let identifiers = identifiers_of(sent);
     let bytes: usize = sent.iter().map(pb::UserRecord::encoded_len).sum();
     for (size, limit, unit) in [
-        (
-            identifiers.sum::<usize>(),
-            MAX_BATCH_IDENTIFIERS,
-            "identifiers",
-        ),
+        (identifiers, MAX_BATCH_IDENTIFIERS, "identifiers"),
         (bytes, MAX_BATCH_BYTES, "bytes"),
     ] {
         if size > limit {

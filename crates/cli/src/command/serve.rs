@@ -144,7 +144,7 @@ pub(crate) struct ServingArgs {
         hide_env_values = true
     )]
     workspace_calls_per_second: NonZeroU32,
-    /// Identifiers of imports in a second of one token, or of one partner in one workspace
+    /// Identifiers to import or to change in a second of one token, or of one partner in one workspace
     #[arg(
         long,
         env = "MUSTER_IDENTIFIERS_PER_SECOND",
@@ -153,7 +153,7 @@ pub(crate) struct ServingArgs {
         hide_env_values = true
     )]
     identifiers_per_second: NonZeroU32,
-    /// Identifiers of imports in a second for one workspace
+    /// Identifiers to import or to change in a second for one workspace
     #[arg(
         long,
         env = "MUSTER_WORKSPACE_IDENTIFIERS_PER_SECOND",
