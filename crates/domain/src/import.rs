@@ -7,6 +7,8 @@
 //! before the commit: folding them again against the [`Tombstones`] of that moment gives what would
 //! have come out had the directory been so from the start.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 use sha2::{
     Digest as _, Sha256,
@@ -356,7 +358,7 @@ impl Tally {
         Publication {
             added: &after - stored,
             removed: stored - &after,
-            members: after,
+            members: Arc::new(after),
             summary,
         }
     }
@@ -366,7 +368,7 @@ impl Tally {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Publication {
     /// The members of the new version.
-    pub members: UserSet,
+    pub members: Arc<UserSet>,
     /// Members that the stored version lacks.
     pub added: UserSet,
     /// Members of the stored version that the new one lacks.

@@ -3,7 +3,7 @@
 //! Format: <https://github.com/RoaringBitmap/RoaringFormatSpec>. A set is stored in parts of
 //! 2²³ consecutive numbers, so that no row exceeds 1 MiB and a few KiB of headers.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use crate::error::{Error, Result};
 
@@ -138,6 +138,14 @@ impl Tombstones {
             }
         }
         set
+    }
+
+    /// As [`normalise`](Self::normalise), without a copy if the set stays as it is.
+    pub fn normalise_shared(&self, set: Arc<UserSet>) -> Arc<UserSet> {
+        if set.is_disjoint(&self.gone) {
+            return set;
+        }
+        Arc::new(self.normalise(Arc::unwrap_or_clone(set)))
     }
 
     /// Every live user of a workspace whose numbers run from 0 to `next_user_no` exclusive.

@@ -137,6 +137,12 @@ impl Index {
         Some(record.map(|(_, entry)| entry))
     }
 
+    /// Waits for the records of some users, which are looked into next.
+    pub(crate) fn fetch(&self, users: &[u32]) {
+        let first = users.iter().map(|&user| self.first(user));
+        fetch(first.map(|first| first.map_or(0, |first| self.arena.fetch(first))));
+    }
+
     /// Memory held, in bytes.
     pub(crate) fn bytes(&self) -> usize {
         self.table.bytes() + self.arena.bytes() + self.records.capacity() * size_of::<Address>()

@@ -63,6 +63,12 @@ impl<'a> Snapshot<'a> {
         self.index.matches(identifiers)
     }
 
+    /// Waits for the memory of some users whose [identifiers](Self::identifiers) are asked for next,
+    /// for all of them at once.
+    pub fn fetch(&self, users: &[u32]) {
+        self.index.fetch(users);
+    }
+
     /// The identifiers of a user: first the external id that audiences print, if there is one, then
     /// the others by kind, label and id. `None` if the user is not live.
     pub fn identifiers(&self, user: u32) -> Option<impl Iterator<Item = Entry<'a>>> {

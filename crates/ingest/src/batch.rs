@@ -11,7 +11,10 @@ use muster_proto::Texts;
 use muster_service::{Caller, caller::credential_invalid};
 use muster_storage::{
     Connection, WorkspaceId, credentials,
-    directory::{Match, feed},
+    directory::{
+        Match,
+        feed::{self, Position},
+    },
     imports::{self, Batch, State},
     rejected::{self, Reason, Rejection},
 };
@@ -139,7 +142,7 @@ pub(crate) struct Resolution {
 
 /// Matches a batch against the directory of this moment. `digest` is the state of that of the import
 /// at the end of the batch.
-pub(crate) async fn resolve(
+async fn resolve(
     identities: &Identities,
     conn: &mut Connection,
     workspace: WorkspaceId,
@@ -270,15 +273,53 @@ pub(crate) struct Group {
     digest: ImportDigest,
 }
 
-/// A batch that was matched before the transaction that stages it has begun, so that the one is done
+/// A batch that was matched before the transaction that takes it has begun, so that the one is done
 /// while the transaction before that one is still written to disk.
 #[derive(Debug)]
-struct Resolved {
-    changes: Changes,
+pub(crate) struct Resolved {
+    pub(crate) changes: Changes,
     /// State of the digest of the import at its end.
     digest: Vec<u8>,
     /// What it comes to at some moment; `None` if the directory is not in memory.
     seen: Option<(Moment, Resolution)>,
+}
+
+impl Resolved {
+    /// Matches a batch against the directory in memory.
+    pub(crate) fn glance(
+        identities: &Identities,
+        workspace: WorkspaceId,
+        changes: Changes,
+        digest: Vec<u8>,
+    ) -> Self {
+        let sought = Sought::of(&changes);
+        let seen = identities.glance(workspace, |snapshot| {
+            (snapshot.moment(), snapshot.matches(&sought.well_formed))
+        });
+        let seen = seen
+            .map(|(moment, matches)| (moment, sought.resolution(&digest, moment.epoch(), matches)));
+        Self {
+            changes,
+            digest,
+            seen,
+        }
+    }
+
+    /// What it comes to with the directory at `position` or later.
+    pub(crate) async fn settle(
+        &mut self,
+        identities: &Identities,
+        conn: &mut Connection,
+        workspace: WorkspaceId,
+        position: Position,
+    ) -> Result<Resolution> {
+        match self.seen.take() {
+            Some((moment, resolution)) if moment.includes(position) => Ok(resolution),
+            Some(_) | None => {
+                resolve(identities, conn, workspace, &self.changes, &self.digest).await
+            }
+        }
+    }
 }
 
 impl Group {
@@ -292,19 +333,7 @@ impl Group {
     ) -> Self {
         let resolved = batches.into_iter().map(|changes| {
             digest = changes.digest(std::mem::take(&mut digest));
-            let state = digest.state();
-            let sought = Sought::of(&changes);
-            let seen = identities.glance(workspace, |snapshot| {
-                (snapshot.moment(), snapshot.matches(&sought.well_formed))
-            });
-            let seen = seen.map(|(moment, matches)| {
-                (moment, sought.resolution(&state, moment.epoch(), matches))
-            });
-            Resolved {
-                changes,
-                digest: state,
-                seen,
-            }
+            Resolved::glance(identities, workspace, changes, digest.state())
         });
         Self {
             batches: resolved.collect(),
@@ -350,18 +379,10 @@ impl Ingest {
         let position = feed::position(&mut tx, workspace).await?;
         let (mut batches, mut rejections) = (Vec::new(), Vec::new());
         let mut ends = Vec::new();
-        for Resolved {
-            changes,
-            digest,
-            seen,
-        } in group.batches
-        {
-            let resolution = match seen {
-                Some((moment, resolution)) if moment.includes(position) => resolution,
-                Some(_) | None => {
-                    resolve(&self.identities, &mut tx, workspace, &changes, &digest).await?
-                }
-            };
+        for mut batch in group.batches {
+            let settled = batch.settle(&self.identities, &mut tx, workspace, position);
+            let resolution = settled.await?;
+            let changes = batch.changes;
             ends.push(changes.end());
             batches.push(resolution.batch);
             if !resolution.rejected.is_empty() {

@@ -70,11 +70,15 @@ impl Ingest {
         let snapshot = self.store.directory_snapshot("get_cohort", workspace);
         let (mut tx, directory) = snapshot.await?;
         let cohort = find(&mut tx, workspace, key).await?;
-        let stored = versions::stored(&mut tx, workspace, cohort.id, cohort.version).await?;
+        let (id, version) = (cohort.id, cohort.version);
+        let stored = self
+            .store
+            .members(&mut tx, workspace, &directory, id, version);
+        let stored = stored.await?;
         let described = describe(&mut tx, workspace, vec![cohort]).await?;
         let described = described.into_iter().next();
         let described = described.expect("one cohort in, one out");
-        let members = directory.tombstones.normalise(stored).len();
+        let members = directory.tombstones.normalise_shared(stored).len();
         Ok((described, members))
     }
 
@@ -150,9 +154,20 @@ pub(crate) async fn record(
     change: &str,
     key: CohortKey<'_>,
 ) -> Result<()> {
+    record_for(conn, &[by], workspace, change, key).await
+}
+
+/// Writes the audit events of the same change of a cohort by each of some callers.
+pub(crate) async fn record_for(
+    conn: &mut Connection,
+    by: &[By<'_>],
+    workspace: WorkspaceId,
+    change: &str,
+    key: CohortKey<'_>,
+) -> Result<()> {
     let action = format!("cohort.{change}");
     let resource = format!("cohort:{}/{}", key.partner, key.partner_cohort_id);
-    Ok(audit::append(conn, Some(workspace), by, &action, &resource).await?)
+    Ok(audit::append_for(conn, Some(workspace), by, &action, &resource).await?)
 }
 
 /// Looks the last versions of all these cohorts up at once.

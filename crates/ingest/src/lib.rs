@@ -1,11 +1,12 @@
 //! The cohort-ingest server.
 //!
 //! It receives cohorts through the import protocol and keeps their names and imports. Read
-//! [`session`] for the protocol as a stream, [`upload`] for how its batches are taken, [`batch`] for how identifiers become users,
-//! [`publish`] for the one place where a cohort changes; `api` and `wire` are the only modules that
-//! know protobuf.
+//! [`session`] for the protocol as a stream, [`upload`] for how its batches are taken, [`batch`] for
+//! how identifiers become users, [`publish`] for the one place where a cohort changes, [`at_once`] for
+//! small imports; `api` and `wire` are the only modules that know protobuf.
 
 mod api;
+mod at_once;
 mod batch;
 mod cohorts;
 mod gate;
@@ -25,7 +26,7 @@ use muster_service::server::Services;
 use muster_storage::{Role, Store};
 use tokio_util::sync::CancellationToken;
 
-use crate::gate::Gate;
+use crate::{at_once::Group, gate::Gate};
 
 /// How the server treats imports.
 #[derive(Debug, Clone)]
@@ -62,6 +63,7 @@ struct Ingest {
     identities: Identities,
     settings: Settings,
     gate: Gate,
+    group: Group,
     shutdown: CancellationToken,
 }
 
@@ -81,6 +83,7 @@ pub fn register(
         identities,
         settings,
         gate: Gate::default(),
+        group: Group::default(),
         shutdown,
     };
     services.add(

@@ -40,8 +40,11 @@ impl<'a> Entry<'a> {
         let workspace = workspace.field("open")?;
         let partner = caller.partner(&open.partner)?;
         check_fields(open).field("open")?;
-        let mut connection = ingest.store.connection().await?;
-        check_partner(&mut connection, workspace, partner).await?;
+        // That of a key was looked up when the call was admitted, and is again before it publishes.
+        if caller.partner.is_none() {
+            let mut connection = ingest.store.connection().await?;
+            check_partner(&mut connection, workspace, partner).await?;
+        }
         Ok(Self {
             open,
             workspace,
@@ -62,11 +65,9 @@ impl<'a> Entry<'a> {
         (self.workspace, partner, id)
     }
 
-    pub(crate) fn new_import<'b>(&'b self, caller: &'b Caller, cohort: &Cohort) -> NewImport<'b> {
+    pub(crate) fn new_import<'b>(&'b self, caller: &'b Caller) -> NewImport<'b> {
         NewImport {
-            partner: self.partner,
             partner_import_id: &self.open.import_id,
-            cohort: cohort.id,
             mode: self.open.mode,
             source_time: self.open.source_time,
             refuse_if_older: self.open.refuse_if_older,
@@ -78,10 +79,13 @@ impl<'a> Entry<'a> {
     /// The cohort, created if it does not exist.
     pub(crate) async fn cohort(&self, conn: &mut Connection, by: By<'_>) -> Result<Cohort> {
         let key = self.cohort_key();
-        if cohorts::ensure(conn, self.workspace, key).await? {
-            record(conn, by, self.workspace, "create", key).await?;
+        let mut found = cohorts::find(conn, self.workspace, key).await?;
+        if found.is_none() {
+            if cohorts::ensure(conn, self.workspace, key).await? {
+                record(conn, by, self.workspace, "create", key).await?;
+            }
+            found = cohorts::find(conn, self.workspace, key).await?;
         }
-        let found = cohorts::find(conn, self.workspace, key).await?;
         let cohort = found.expect("it exists or was created in this transaction");
         cohort.check_not_archived()?;
         Ok(cohort)
@@ -93,11 +97,12 @@ impl<'a> Entry<'a> {
         &self,
         conn: &mut Connection,
         by: By<'_>,
-        cohort: &Cohort,
+        cohort: &mut Cohort,
     ) -> Result<()> {
         if !self.open.name.is_empty() && self.open.name != cohort.name {
             cohorts::rename(conn, self.workspace, cohort.id, &self.open.name).await?;
             record(conn, by, self.workspace, "rename", cohort.key()).await?;
+            cohort.name.clone_from(&self.open.name);
         }
         Ok(())
     }
@@ -152,22 +157,21 @@ impl Ingest {
     /// Creates an import, or takes over one that is there.
     pub(crate) async fn open(&self, caller: &Caller, entry: &Entry<'_>) -> Result<Writer> {
         let mut tx = self.store.begin_in("open_import", entry.workspace).await?;
-        let cohort = entry.cohort(&mut tx, caller.by()).await?;
-        let new = entry.new_import(caller, &cohort);
+        let mut cohort = entry.cohort(&mut tx, caller.by()).await?;
+        let new = entry.new_import(caller);
         let (workspace, expiry) = (entry.workspace, self.settings.import_expiry);
-        let created = imports::insert(&mut tx, workspace, &new, expiry).await?;
-        let import = match created {
-            Some(id) => {
-                let import = imports::lock(&mut tx, workspace, &id).await?;
+        let created = imports::insert(&mut tx, workspace, &cohort, &[new], expiry).await?;
+        let import = match created.into_iter().next().flatten() {
+            Some(import) => {
                 // Only once: a cohort renamed since must not get its old name back from a resume.
-                entry.name(&mut tx, caller.by(), &cohort).await?;
+                entry.name(&mut tx, caller.by(), &mut cohort).await?;
                 import
             }
             None => {
                 let (partner, id) = (Some(entry.partner), new.partner_import_id);
                 let found = imports::named(&mut tx, workspace, partner, id).await?;
                 let mut import = imports::lock(&mut tx, workspace, &found.id).await?;
-                check_same(&import, &new)?;
+                check_same(&import, &cohort, &new)?;
                 if import.state == State::Open {
                     import.fence =
                         imports::take_over(&mut tx, workspace, &import.id, expiry).await?;
@@ -197,8 +201,8 @@ impl Ingest {
 }
 
 /// Refuses to resume an import as something else than it was opened as.
-fn check_same(import: &Import, new: &NewImport<'_>) -> Result<()> {
-    let same = import.cohort == new.cohort
+fn check_same(import: &Import, cohort: &Cohort, new: &NewImport<'_>) -> Result<()> {
+    let same = import.cohort == cohort.id
         && import.mode == new.mode
         && import.source_time == new.source_time
         && import.refuse_if_older == new.refuse_if_older

@@ -1,26 +1,29 @@
 //! Publishing: the one place where a cohort changes.
 
+use std::{collections::HashSet, sync::Arc};
+
 use muster_domain::{
     error::{Error, Kind, Result},
-    import::{ImportDigest, Mode, Publication, Summary, Tally},
+    import::{Mode, Publication, Summary, Tally},
     user_set::UserSet,
 };
 use muster_service::{Caller, caller::credential_invalid, consistency::ConsistencyToken};
 use muster_storage::{
-    Tx, WorkspaceId,
+    Timestamp, Tx, WorkspaceId,
+    audit::By,
     cohorts::{self, Cohort},
     credentials,
     directory::{self, Directory},
-    imports::{self, Batch, Import, State},
-    rejected, versions,
+    imports::{self, Batch, Committed, Import, State},
+    versions::{self, NewVersion},
 };
 
 use crate::{
     Ingest,
-    batch::{Changes, fenced, resolve},
-    cohorts::record,
+    batch::fenced,
+    cohorts::record_for,
     imports::Named,
-    open::{Entry, finished},
+    open::finished,
     session::{Commit, Published, Writer},
 };
 
@@ -33,11 +36,29 @@ pub(crate) enum Outcome {
 }
 
 /// The identifiers to publish.
-enum Source {
+pub(crate) enum Source {
     /// The batches staged under the import.
     Staged,
     /// A batch that never was staged.
     AtOnce(Batch),
+}
+
+/// A cohort that is locked, as the next import finds it, and the directory of this moment.
+pub(crate) struct Head {
+    cohort: Cohort,
+    directory: Arc<Directory>,
+    /// The users of the cohort, as stored.
+    members: Arc<UserSet>,
+    /// The latest source time of what was published into it since it was locked.
+    source_time: Option<Timestamp>,
+}
+
+/// An import to publish, with what it makes of its cohort.
+pub(crate) struct Planned<'a> {
+    pub(crate) caller: &'a Caller,
+    pub(crate) import: &'a Import,
+    pub(crate) digest: &'a [u8],
+    pub(crate) publication: Publication,
 }
 
 impl Ingest {
@@ -50,74 +71,26 @@ impl Ingest {
     ) -> Result<Outcome> {
         let patience = self.settings.cohort_wait;
         let turn = self.gate.turn(writer.cohort.clone(), patience).await?;
-        let mut tx = self
+        let (workspace, patience) = (writer.workspace, turn.patience_left());
+        let begun = self
             .store
-            .begin_in("commit_import", writer.workspace)
-            .await?;
-        tx.wait_for_locks(turn.patience_left()).await?;
-        let import = imports::lock(&mut tx, writer.workspace, &writer.import_id).await?;
+            .begin_waiting("commit_import", workspace, patience);
+        let mut tx = begun.await?;
+        let import = imports::lock(&mut tx, workspace, &writer.import_id).await?;
         match import.state {
             State::Open if import.fence != writer.fence => Err(fenced()),
             State::Open => {
                 check_content(commit, import.next_offset, &writer.digest.finish())?;
-                self.publish(
-                    tx,
-                    caller,
-                    writer.workspace,
-                    &import,
-                    commit,
-                    Source::Staged,
-                )
-                .await
+                self.publish(tx, caller, workspace, &import, &commit.digest)
+                    .await
             }
             State::AwaitingConfirmation | State::Committed => {
                 let digest = import.digest.as_deref().expect("a check constraint");
                 check_content(commit, import.next_offset, digest)?;
-                self.answer(&mut tx, writer.workspace, &import).await
+                self.answer(&mut tx, workspace, &import).await
             }
             State::Aborted | State::Expired => Err(finished(&import)),
         }
-    }
-
-    /// Does the whole of a new, small import in one transaction. Returns `None`, having done
-    /// nothing, if the import is not new.
-    pub(crate) async fn import_at_once(
-        &self,
-        caller: &Caller,
-        entry: &Entry<'_>,
-        batch: &Changes,
-        commit: &Commit,
-    ) -> Result<Option<Outcome>> {
-        batch.check(entry.open.mode)?;
-        // A replacement that stops for confirmation is folded again later: it must be staged.
-        if batch.offset != 0 || entry.open.max_removed_fraction.is_some() {
-            return Ok(None);
-        }
-        let workspace = entry.workspace;
-        caller.count_identifiers(workspace, batch.len())?;
-        let patience = self.settings.cohort_wait;
-        let turn = self.gate.turn(entry.gate_key(), patience).await?;
-        let mut tx = self.store.begin_in("import_at_once", workspace).await?;
-        tx.wait_for_locks(turn.patience_left()).await?;
-        let cohort = entry.cohort(&mut tx, caller.by()).await?;
-        let new = entry.new_import(caller, &cohort);
-        let expiry = self.settings.import_expiry;
-        let Some(id) = imports::insert(&mut tx, workspace, &new, expiry).await? else {
-            return Ok(None);
-        };
-        let mut import = imports::lock(&mut tx, workspace, &id).await?;
-        entry.name(&mut tx, caller.by(), &cohort).await?;
-        let digest = batch.digest(ImportDigest::default());
-        let identities = &self.identities;
-        let state = digest.state();
-        let resolution = resolve(identities, &mut tx, workspace, batch, &state).await?;
-        import.next_offset = batch.end();
-        check_content(commit, import.next_offset, &digest.finish())?;
-        let rejections = batch.rejections(&resolution.rejected);
-        rejected::insert(&mut tx, workspace, &id, 0, &rejections).await?;
-        let source = Source::AtOnce(resolution.batch);
-        let outcome = self.publish(tx, caller, workspace, &import, commit, source);
-        Ok(Some(outcome.await?))
     }
 
     /// Publishes a replacement that a person has looked at. Returns `None`, having changed nothing,
@@ -130,147 +103,115 @@ impl Ingest {
         import: &Import,
     ) -> Result<Option<Published>> {
         let digest = import.digest.as_deref().expect("a check constraint");
-        let plan = self
-            .plan(tx, caller, workspace, import, Source::Staged)
-            .await?;
+        let mut head = self.head(tx, workspace, import.cohort, &[caller]).await?;
+        let publication = head.plan(tx, workspace, import, Source::Staged).await?;
         // What the person agreed to: this many leave, or fewer.
         let agreed = import.summary.map_or(0, |preview| preview.members_removed);
-        if plan.publication.summary.members_removed > agreed {
+        if publication.summary.members_removed > agreed {
             return Ok(None);
         }
-        Ok(Some(
-            self.apply(tx, caller, workspace, import, digest, &plan)
-                .await?,
-        ))
+        let planned = Planned {
+            caller,
+            import,
+            digest,
+            publication,
+        };
+        let published = head.apply(tx, workspace, &[planned]).await?;
+        imports::drop_batches(tx, workspace, &import.id).await?;
+        Ok(published.into_iter().next())
     }
 
     /// Gives an import that awaits confirmation a preview relative to the cohort of this moment.
     pub(crate) async fn renew_preview(&self, caller: &Caller, wanted: Named<'_>) -> Result<()> {
-        let mut tx = self
-            .store
-            .begin_in("renew_preview", wanted.workspace)
-            .await?;
         let workspace = wanted.workspace;
+        let mut tx = self.store.begin_in("renew_preview", workspace).await?;
         let import = wanted.lock(&mut tx).await?;
         if let (State::AwaitingConfirmation, Some(digest)) = (import.state, &import.digest) {
-            let plan = self
-                .plan(&mut tx, caller, workspace, &import, Source::Staged)
+            let mut head = self
+                .head(&mut tx, workspace, import.cohort, &[caller])
                 .await?;
-            self.set_awaiting(&mut tx, workspace, &import, digest, &plan)
+            let plan = head
+                .plan(&mut tx, workspace, &import, Source::Staged)
+                .await?;
+            self.set_awaiting(&mut tx, workspace, &import, digest, &plan.summary)
                 .await?;
         }
         Ok(tx.commit().await?)
     }
 
+    /// Publishes what is staged under an import.
     async fn publish(
         &self,
         mut tx: Tx,
         caller: &Caller,
         workspace: WorkspaceId,
         import: &Import,
-        commit: &Commit,
-        source: Source,
+        digest: &[u8],
     ) -> Result<Outcome> {
-        let plan = self
-            .plan(&mut tx, caller, workspace, import, source)
+        let mut head = self
+            .head(&mut tx, workspace, import.cohort, &[caller])
             .await?;
-        let summary = plan.publication.summary;
-        let outcome = if needs_confirmation(import, &summary) {
-            self.set_awaiting(&mut tx, workspace, import, &commit.digest, &plan)
+        let publication = head
+            .plan(&mut tx, workspace, import, Source::Staged)
+            .await?;
+        let summary = publication.summary;
+        if needs_confirmation(import, &summary) {
+            self.set_awaiting(&mut tx, workspace, import, digest, &summary)
                 .await?;
-            Outcome::AwaitingConfirmation(summary)
-        } else {
-            let published = self.apply(&mut tx, caller, workspace, import, &commit.digest, &plan);
-            Outcome::Published(published.await?)
+            tx.commit().await?;
+            return Ok(Outcome::AwaitingConfirmation(summary));
+        }
+        let planned = Planned {
+            caller,
+            import,
+            digest,
+            publication,
         };
+        let published = head.apply(&mut tx, workspace, &[planned]).await?;
+        imports::drop_batches(&mut tx, workspace, &import.id).await?;
         tx.commit().await?;
-        Ok(outcome)
+        self.remember(workspace, &head);
+        let published = published.into_iter().next();
+        Ok(Outcome::Published(published.expect("one in, one out")))
     }
 
-    /// Works out what an import makes of its cohort, which stays locked, against the directory of
-    /// this moment.
-    async fn plan(
+    /// Locks a cohort for imports of these callers.
+    pub(crate) async fn head(
         &self,
         tx: &mut Tx,
-        caller: &Caller,
         workspace: WorkspaceId,
-        import: &Import,
-        source: Source,
-    ) -> Result<Plan> {
-        let cohort = cohorts::lock(tx, workspace, import.cohort).await?;
+        cohort: uuid::Uuid,
+        callers: &[&Caller],
+    ) -> Result<Head> {
+        let cohort = cohorts::lock(tx, workspace, cohort).await?;
         cohort.check_not_archived()?;
-        if import.refuse_if_older {
-            let applied = cohorts::applied_source_time(tx, workspace, cohort.id).await?;
-            if applied > import.source_time {
-                return Err(out_of_order());
-            }
-        }
         // Held until the transaction ends: a revocation that has returned was before this, and
         // nothing is published after it.
-        if !credentials::hold(tx, caller.credential, caller.peer).await? {
-            return Err(credential_invalid());
+        let mut held = HashSet::new();
+        for caller in callers {
+            if held.insert((caller.credential, caller.peer))
+                && !credentials::hold(tx, caller.credential, caller.peer).await?
+            {
+                return Err(credential_invalid());
+            }
         }
         let directory = self.store.directory(tx, workspace).await?;
-        let mut tally = Tally::default();
-        match source {
-            Source::AtOnce(batch) => {
-                fold(tx, workspace, &directory, &mut tally, &[batch]).await?;
-            }
-            Source::Staged => {
-                let mut from = 0;
-                loop {
-                    let page = imports::batches(tx, workspace, &import.id, from).await?;
-                    let Some(last) = page.last() else { break };
-                    from = last.first_offset + last.identifier_count;
-                    fold(tx, workspace, &directory, &mut tally, &page).await?;
-                }
-            }
-        }
-        let stored = versions::stored(tx, workspace, cohort.id, cohort.version).await?;
-        let publication = tally.publish(import.mode, &stored, &directory.tombstones);
-        if publication.summary.received != import.next_offset {
-            // The promise of the product: nothing is published once it is broken.
-            return Err(Error::internal(format!(
-                "import {:?} received {} identifiers but accounts for {}",
-                import.id, import.next_offset, publication.summary.received
-            )));
-        }
-        Ok(Plan {
+        let (id, version) = (cohort.id, cohort.version);
+        let members = self.store.members(tx, workspace, &directory, id, version);
+        Ok(Head {
+            members: members.await?,
             cohort,
-            publication,
-            directory_epoch: directory.epoch,
+            directory,
+            source_time: None,
         })
     }
 
-    /// Publishes a plan, with one audit event however many identifiers it is made of.
-    async fn apply(
-        &self,
-        tx: &mut Tx,
-        caller: &Caller,
-        workspace: WorkspaceId,
-        import: &Import,
-        digest: &[u8],
-        plan: &Plan,
-    ) -> Result<Published> {
-        let (cohort, publication) = (plan.cohort.id, &plan.publication);
-        let time = import.source_time;
-        let version = versions::publish(
-            tx,
-            workspace,
-            cohort,
-            &import.partner_import_id,
-            time,
-            publication,
-        )
-        .await?;
-        let summary = publication.summary;
-        imports::set_committed(tx, workspace, &import.id, digest, &summary, version).await?;
-        record(tx, caller.by(), workspace, "publish", plan.cohort.key()).await?;
-        Ok(Published {
-            summary,
-            version,
-            consistency_token: token(workspace, plan.directory_epoch, cohort, version),
-        })
+    /// Remembers what was published, once it is committed: it is read again by the next import, and
+    /// when the cohort is counted.
+    pub(crate) fn remember(&self, workspace: WorkspaceId, head: &Head) {
+        let (id, version) = (head.cohort.id, head.cohort.version);
+        self.store
+            .remember_members(workspace, &head.directory, id, version, &head.members);
     }
 
     async fn set_awaiting(
@@ -279,9 +220,8 @@ impl Ingest {
         workspace: WorkspaceId,
         import: &Import,
         digest: &[u8],
-        plan: &Plan,
+        preview: &Summary,
     ) -> Result<()> {
-        let preview = &plan.publication.summary;
         let expiry = self.settings.import_expiry;
         imports::set_awaiting(tx, workspace, &import.id, digest, preview, expiry).await?;
         Ok(())
@@ -307,11 +247,86 @@ impl Ingest {
     }
 }
 
-/// What an import makes of its cohort.
-struct Plan {
-    cohort: Cohort,
-    publication: Publication,
-    directory_epoch: i64,
+impl Head {
+    /// Works out what an import makes of the cohort, which the next one then finds as that.
+    pub(crate) async fn plan(
+        &mut self,
+        tx: &mut Tx,
+        workspace: WorkspaceId,
+        import: &Import,
+        source: Source,
+    ) -> Result<Publication> {
+        if import.refuse_if_older {
+            let applied = cohorts::applied_source_time(tx, workspace, self.cohort.id).await?;
+            if applied.max(self.source_time) > import.source_time {
+                return Err(out_of_order());
+            }
+        }
+        let directory = &self.directory;
+        let mut tally = Tally::default();
+        match source {
+            Source::AtOnce(batch) => {
+                fold(tx, workspace, directory, &mut tally, &[batch]).await?;
+            }
+            Source::Staged => {
+                let mut from = 0;
+                loop {
+                    let page = imports::batches(tx, workspace, &import.id, from).await?;
+                    let Some(last) = page.last() else { break };
+                    from = last.first_offset + last.identifier_count;
+                    fold(tx, workspace, directory, &mut tally, &page).await?;
+                }
+            }
+        }
+        let publication = tally.publish(import.mode, &self.members, &directory.tombstones);
+        if publication.summary.received != import.next_offset {
+            // The promise of the product: nothing is published once it is broken.
+            return Err(Error::internal(format!(
+                "import {:?} received {} identifiers but accounts for {}",
+                import.id, import.next_offset, publication.summary.received
+            )));
+        }
+        self.members = Arc::clone(&publication.members);
+        self.source_time = self.source_time.max(import.source_time);
+        Ok(publication)
+    }
+
+    /// Publishes what was planned, in that order: a version and an audit event for each import,
+    /// however many identifiers it is made of.
+    pub(crate) async fn apply(
+        &mut self,
+        tx: &mut Tx,
+        workspace: WorkspaceId,
+        planned: &[Planned<'_>],
+    ) -> Result<Vec<Published>> {
+        let cohort = self.cohort.id;
+        let new = planned.iter().map(|it| NewVersion {
+            import_id: &it.import.partner_import_id,
+            source_time: it.import.source_time,
+            publication: &it.publication,
+        });
+        let new: Vec<NewVersion<'_>> = new.collect();
+        let first = versions::publish(tx, workspace, cohort, &new).await?;
+        let committed = (first..).zip(planned).map(|(version, it)| Committed {
+            id: &it.import.id,
+            digest: it.digest,
+            summary: &it.publication.summary,
+            version,
+        });
+        let committed: Vec<Committed<'_>> = committed.collect();
+        imports::set_committed(tx, workspace, &committed).await?;
+        let by: Vec<By<'_>> = planned.iter().map(|it| it.caller.by()).collect();
+        record_for(tx, &by, workspace, "publish", self.cohort.key()).await?;
+        let epoch = self.directory.epoch;
+        let published = committed.iter().map(|it| Published {
+            summary: *it.summary,
+            version: it.version,
+            consistency_token: token(workspace, epoch, cohort, it.version),
+        });
+        let published: Vec<Published> = published.collect();
+        self.cohort.version = published.last().map_or(first, |last| last.version);
+        Ok(published)
+    }
 }
 
 /// A replacement that removes more than its share needs a person.
@@ -352,7 +367,7 @@ async fn fold(
 }
 
 /// Refuses a commit of something else than the server has.
-fn check_content(commit: &Commit, total: u64, digest: &[u8]) -> Result<()> {
+pub(crate) fn check_content(commit: &Commit, total: u64, digest: &[u8]) -> Result<()> {
     if commit.total != total {
         return Err(Error::new(
             Kind::FailedPrecondition,

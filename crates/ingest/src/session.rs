@@ -16,6 +16,7 @@ use tokio::{sync::mpsc, time::timeout};
 
 use crate::{
     Ingest,
+    at_once::Whole,
     batch::Changes,
     gate,
     open::Entry,
@@ -138,11 +139,20 @@ async fn converse<S: Stream<Item = Result<Message>>>(
         if let [Message::Batch(_)] = ahead.as_slice() {
             ahead.extend(client.next().await?);
         }
-        if let [Message::Batch(batch), Message::Commit(commit)] = ahead.as_slice()
-            && let Some(outcome) = ingest.import_at_once(caller, &entry, batch, commit).await?
-        {
-            return client.send(outcome.into()).await;
-        }
+        ahead = match <[Message; 2]>::try_from(ahead) {
+            Ok([Message::Batch(batch), Message::Commit(commit)]) if is_whole(&open, &batch) => {
+                let whole = Whole::new(&ingest.identities, caller, &entry, batch, commit)?;
+                match ingest.import_at_once(Box::new(whole)).await? {
+                    Ok(outcome) => return client.send(outcome.into()).await,
+                    Err(whole) => {
+                        let (batch, commit) = whole.into_parts();
+                        vec![Message::Batch(batch), Message::Commit(commit)]
+                    }
+                }
+            }
+            Ok(other) => other.into(),
+            Err(ahead) => ahead,
+        };
     }
     // Somebody who has gone takes nothing over: their last words, read late, would fence the one who
     // came after them.
@@ -168,6 +178,12 @@ async fn converse<S: Stream<Item = Result<Message>>>(
             upload.client.send(outcome.into()).await
         }
     }
+}
+
+/// Whether a batch that is followed by a commit may be all that is done of an import. A replacement
+/// that stops for confirmation is folded again later: it must be staged.
+fn is_whole(open: &Open, batch: &Changes) -> bool {
+    batch.offset == 0 && open.max_removed_fraction.is_none()
 }
 
 /// Both halves of the stream, cut short when the client goes away, or neither says nor reads

@@ -67,9 +67,9 @@ impl Turns {
             collect_cohorts(filter, &mut used);
         }
         let used: Vec<Uuid> = used.into_iter().collect();
-        let (cohorts, _) = audience::cohorts_now(&mut tx, workspace, &used).await?;
+        let cohorts = audience::cohorts_now(&mut tx, workspace, &used).await?;
         let names = Names::of(&mut tx, workspace, &saved).await?;
-        let stored = read(&mut tx, workspace, &cohorts).await?;
+        let stored = read(store, &mut tx, workspace, &directory, &cohorts).await?;
         tx.commit().await?;
         let directory = Arc::clone(&directory);
         let counted = compute(move || {

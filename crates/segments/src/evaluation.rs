@@ -21,7 +21,6 @@ use muster_storage::{
     resolutions::CohortRead,
     segments::{self, Segment},
     share::{Held, Shares},
-    versions,
 };
 use tokio::time::{Instant, timeout};
 use uuid::Uuid;
@@ -105,7 +104,7 @@ impl Turns {
     ) -> Result<Evaluated> {
         let _turn = self.turn(workspace).await?;
         let plan = plan(store, workspace, source, demands).await?;
-        plan.evaluate().await
+        plan.evaluate(store).await
     }
 
     /// Waits for a turn, which lasts until it is dropped.
@@ -158,8 +157,9 @@ pub(crate) async fn plan(
     let mut used = BTreeSet::new();
     collect_cohorts(&filter, &mut used);
     let used: Vec<Uuid> = used.into_iter().collect();
-    let (cohorts, now) = audience::cohorts_now(&mut tx, workspace, &used).await?;
+    let cohorts = audience::cohorts_now(&mut tx, workspace, &used).await?;
     if let Some(max_age) = demands.max_cohort_age {
+        let now = audience::now(&mut tx).await?;
         check_age(&cohorts, now, max_age)?;
     }
     Ok(Plan {
@@ -176,10 +176,11 @@ pub(crate) async fn plan(
 
 impl Plan {
     /// Reads the cohorts and applies the filter.
-    async fn evaluate(mut self) -> Result<Evaluated> {
+    async fn evaluate(mut self, store: &Store) -> Result<Evaluated> {
         let names = Names::of(&mut self.tx, self.workspace, [&self.saved]).await?;
         let filter_text = names.text(&self.saved, |id| *id)?;
-        let stored = read(&mut self.tx, self.workspace, &self.cohorts).await?;
+        let (tx, cohorts) = (&mut self.tx, &self.cohorts);
+        let stored = read(store, tx, self.workspace, &self.directory, cohorts).await?;
         self.tx.commit().await?;
         let (directory, filter) = (Arc::clone(&self.directory), self.filter);
         // Millions of users are milliseconds of pure computation.
@@ -204,17 +205,21 @@ impl Plan {
 
 /// The users of cohorts as stored, at the version read.
 pub(crate) async fn read(
+    store: &Store,
     conn: &mut Connection,
     workspace: WorkspaceId,
+    directory: &Directory,
     cohorts: &[CohortRead],
-) -> Result<HashMap<Uuid, UserSet>> {
+) -> Result<HashMap<Uuid, Arc<UserSet>>> {
     let mut stored = HashMap::new();
     for cohort in cohorts {
         // A cohort that nothing was imported into is the empty set.
         let users = if cohort.version == 0 {
-            UserSet::new()
+            Arc::default()
         } else {
-            versions::stored(conn, workspace, cohort.id, cohort.version).await?
+            let (id, version) = (cohort.id, cohort.version);
+            let members = store.members(conn, workspace, directory, id, version);
+            members.await?
         };
         stored.insert(cohort.id, users);
     }
@@ -225,10 +230,10 @@ pub(crate) async fn read(
 pub(crate) struct Members(HashMap<Uuid, Arc<UserSet>>);
 
 impl Members {
-    pub(crate) fn of(directory: &Directory, stored: HashMap<Uuid, UserSet>) -> Self {
+    pub(crate) fn of(directory: &Directory, stored: HashMap<Uuid, Arc<UserSet>>) -> Self {
         let sets = stored
             .into_iter()
-            .map(|(id, users)| (id, Arc::new(directory.tombstones.normalise(users))));
+            .map(|(id, users)| (id, directory.tombstones.normalise_shared(users)));
         Self(sets.collect())
     }
 

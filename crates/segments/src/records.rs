@@ -213,9 +213,9 @@ impl Records {
     async fn read_held(&mut self, users: &[u32]) -> Result<Option<Batch>> {
         /// Tries, since others may bring the directory in memory further meanwhile.
         const TRIES: usize = 3;
-        /// Batches made within this time are of one moment, as if they had been made together: far
-        /// less than what is on its way to a client anyway.
-        const TOGETHER: Duration = Duration::from_millis(5);
+        /// Batches made within this time are of one moment, as if they had been made together: less
+        /// than what is on its way to a client anyway.
+        const TOGETHER: Duration = Duration::from_millis(20);
         if let Some((at, moment)) = self.asked
             && at.elapsed() < TOGETHER
         {
@@ -254,12 +254,17 @@ impl Records {
     fn print(&self, held: &Snapshot<'_>, users: &[u32]) -> Result<Option<Batch>> {
         /// The ids of most are shorter.
         const ROOM_FOR_AN_ID: usize = 32;
+        /// Users whose memory is waited for together.
+        const FETCHED: usize = 64;
         let mut batch = Batch {
             records: Vec::with_capacity(users.len()),
             external_ids: String::with_capacity(users.len() * ROOM_FOR_AN_ID),
         };
         let mut bytes = 0;
-        for &user in users {
+        for (place, &user) in users.iter().enumerate() {
+            if place % FETCHED == 0 && self.view != View::UserNo {
+                held.fetch(&users[place..users.len().min(place + FETCHED)]);
+            }
             let mut record = self.begin(user);
             if record.withheld.is_none() && self.view != View::UserNo {
                 let printed = self.printed(user);

@@ -420,7 +420,9 @@ impl AuthLayer {
         };
         let reason = match credential.state {
             State::Active if credential.is_allowed_from(peer) => {
-                credentials::touch(connection, credential.id).await?;
+                if !credential.used_just_now {
+                    credentials::touch(connection, credential.id).await?;
+                }
                 return Ok(Some(credential));
             }
             // The caller learns nothing, but it may have been stolen.

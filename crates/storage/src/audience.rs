@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use crate::{Result, Timestamp, WorkspaceId, resolutions::CohortRead};
 
-/// The current versions of cohorts, by partner and partner's id, and the database's time.
+/// The current versions of cohorts, by partner and partner's id.
 ///
 /// # Errors
 /// If the database fails.
@@ -21,8 +21,8 @@ pub async fn cohorts_now(
     conn: &mut PgConnection,
     workspace: WorkspaceId,
     ids: &[Uuid],
-) -> Result<(Vec<CohortRead>, Timestamp)> {
-    let cohorts = sqlx::query_as!(
+) -> Result<Vec<CohortRead>> {
+    Ok(sqlx::query_as!(
         CohortRead,
         r#"SELECT c.cohort_id AS id, c.partner, c.partner_cohort_id, c.name, c.version,
                   v.published_at AS "published_at?"
@@ -34,12 +34,18 @@ pub async fn cohorts_now(
         workspace.0,
         ids,
     )
-    .fetch_all(&mut *conn)
-    .await?;
-    let now = sqlx::query_scalar!(r#"SELECT clock_timestamp() AS "now!""#)
+    .fetch_all(conn)
+    .await?)
+}
+
+/// The time by the clock of the database.
+///
+/// # Errors
+/// If the database fails.
+pub async fn now(conn: &mut PgConnection) -> Result<Timestamp> {
+    Ok(sqlx::query_scalar!(r#"SELECT clock_timestamp() AS "now!""#)
         .fetch_one(conn)
-        .await?;
-    Ok((cohorts, now))
+        .await?)
 }
 
 /// The current version of a cohort; 0 if it does not exist.

@@ -49,6 +49,20 @@ pub async fn append(
     action: &str,
     resource: &str,
 ) -> Result<()> {
+    append_for(conn, workspace, &[by], action, resource).await
+}
+
+/// Appends an event of the same done by each of some callers, in order.
+///
+/// # Errors
+/// If the database fails.
+pub async fn append_for(
+    conn: &mut PgConnection,
+    workspace: Option<WorkspaceId>,
+    by: &[By<'_>],
+    action: &str,
+    resource: &str,
+) -> Result<()> {
     write(conn, workspace, by, action, resource, None).await
 }
 
@@ -65,23 +79,28 @@ pub async fn append_refusal(
     resource: &str,
     reason: &str,
 ) -> Result<()> {
-    write(conn, workspace, by, action, resource, Some(reason)).await
+    write(conn, workspace, &[by], action, resource, Some(reason)).await
 }
 
 async fn write(
     conn: &mut PgConnection,
     workspace: Option<WorkspaceId>,
-    by: By<'_>,
+    by: &[By<'_>],
     action: &str,
     resource: &str,
     refusal: Option<&str>,
 ) -> Result<()> {
+    let actors: Vec<&str> = by.iter().map(|by| by.actor).collect();
+    let peers = by.iter().map(|by| by.peer.map(|peer| peer.to_string()));
+    let peers: Vec<Option<String>> = peers.collect();
     sqlx::query!(
         "INSERT INTO audit_event (workspace_id, actor, peer, action, resource, refusal)
-         VALUES ($1, $2, $3, $4, $5, $6)",
+         SELECT $1, actor, peer, $4, $5, $6
+         FROM unnest($2::text[], $3::text[]) WITH ORDINALITY AS by (actor, peer, nth)
+         ORDER BY nth",
         workspace.map(|id| id.0),
-        by.actor,
-        by.peer.map(|peer| peer.to_string()),
+        &actors as &[&str],
+        &peers as &[Option<String>],
         action,
         resource,
         refusal,

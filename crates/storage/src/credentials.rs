@@ -46,6 +46,8 @@ pub struct Credential {
     pub replaced_by: Option<Uuid>,
     /// When it was last used, to about a minute.
     pub last_used_at: Option<Timestamp>,
+    /// Whether that is less than a minute ago, so that a further use needs no note.
+    pub used_just_now: bool,
 }
 
 impl Credential {
@@ -126,6 +128,7 @@ struct Row {
     revoked_at: Option<Timestamp>,
     replaced_by: Option<Uuid>,
     last_used_at: Option<Timestamp>,
+    used_just_now: bool,
     expired: bool,
 }
 
@@ -154,6 +157,7 @@ impl From<Row> for Credential {
             revoked_at: row.revoked_at,
             replaced_by: row.replaced_by,
             last_used_at: row.last_used_at,
+            used_just_now: row.used_just_now,
         }
     }
 }
@@ -209,7 +213,8 @@ pub async fn find_by_digest(
         r#"SELECT credential_id, kind, workspace_id, slug AS "slug?", partner, scopes, label, hint,
                   c.created_at, expires_at, revoked_at, replaced_by, last_used_at,
                   allowed_addresses::text[] AS "allowed_addresses!",
-                  coalesce(expires_at <= clock_timestamp(), false) AS "expired!"
+                  coalesce(expires_at <= clock_timestamp(), false) AS "expired!",
+                  coalesce(last_used_at > now() - interval '1 minute', false) AS "used_just_now!"
            FROM credential c LEFT JOIN workspace USING (workspace_id)
            WHERE digest = $1"#,
         digest.as_bytes().as_slice(),
@@ -229,7 +234,8 @@ pub async fn find(conn: &mut PgConnection, kind: Kind, id: Uuid) -> Result<Optio
         r#"SELECT credential_id, kind, workspace_id, slug AS "slug?", partner, scopes, label, hint,
                   c.created_at, expires_at, revoked_at, replaced_by, last_used_at,
                   allowed_addresses::text[] AS "allowed_addresses!",
-                  coalesce(expires_at <= clock_timestamp(), false) AS "expired!"
+                  coalesce(expires_at <= clock_timestamp(), false) AS "expired!",
+                  coalesce(last_used_at > now() - interval '1 minute', false) AS "used_just_now!"
            FROM credential c LEFT JOIN workspace USING (workspace_id)
            WHERE kind = $1 AND credential_id = $2"#,
         code(kind),
@@ -257,7 +263,8 @@ pub async fn list(
         r#"SELECT credential_id, kind, workspace_id, slug AS "slug?", partner, scopes, label, hint,
                   c.created_at, expires_at, revoked_at, replaced_by, last_used_at,
                   allowed_addresses::text[] AS "allowed_addresses!",
-                  coalesce(expires_at <= clock_timestamp(), false) AS "expired!"
+                  coalesce(expires_at <= clock_timestamp(), false) AS "expired!",
+                  coalesce(last_used_at > now() - interval '1 minute', false) AS "used_just_now!"
            FROM credential c LEFT JOIN workspace USING (workspace_id)
            WHERE kind = $1
              AND ($2::bigint IS NULL OR workspace_id = $2)

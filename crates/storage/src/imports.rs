@@ -14,7 +14,7 @@ use muster_domain::{
 use sqlx::{PgConnection, postgres::types::PgInterval};
 use uuid::Uuid;
 
-use crate::{Result, Timestamp, WorkspaceId};
+use crate::{Result, Timestamp, WorkspaceId, cohorts::Cohort};
 
 /// How far an import is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -155,12 +155,8 @@ impl TryFrom<Row> for Import {
 /// An import to open.
 #[derive(Debug, Clone, Copy)]
 pub struct NewImport<'a> {
-    /// Slug of the partner, that of the cohort.
-    pub partner: &'a str,
     /// Chosen by the client; unique for the partner.
     pub partner_import_id: &'a str,
-    /// Internal id of the cohort.
-    pub cohort: Uuid,
     /// Adds and removes, or the full list.
     pub mode: Mode,
     /// When the source says its data is from.
@@ -173,40 +169,82 @@ pub struct NewImport<'a> {
     pub created_by: &'a str,
 }
 
-/// Creates an import unless the partner has one with its id. Returns the internal id if it created
-/// it.
+/// Creates imports into a cohort, each unless the partner has one with its id. Returns those it
+/// created, by place; nobody else sees them until the transaction ends.
 ///
 /// # Errors
 /// If the database fails.
 pub async fn insert(
     conn: &mut PgConnection,
     workspace: WorkspaceId,
-    new: &NewImport<'_>,
+    cohort: &Cohort,
+    new: &[NewImport<'_>],
     expires_in: Duration,
-) -> Result<Option<String>> {
-    let id = Uuid::now_v7().to_string();
-    let done = sqlx::query!(
-        "INSERT INTO cohort_import (workspace_id, import_id, cohort_id, mode, digest_state,
-                                    source_time, refuse_if_older, max_removed_fraction, created_by,
-                                    expires_at, partner, partner_import_id)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, now() + $10, $11, $12)
-         ON CONFLICT ON CONSTRAINT cohort_import_partner_import_id_unique DO NOTHING",
+) -> Result<Vec<Option<Import>>> {
+    let ids: Vec<String> = new.iter().map(|_| Uuid::now_v7().to_string()).collect();
+    let digest_state = ImportDigest::default().state();
+    let partner_import_ids: Vec<&str> = new.iter().map(|new| new.partner_import_id).collect();
+    let modes: Vec<i16> = new.iter().map(|new| new.mode as i16).collect();
+    let source_times: Vec<Option<Timestamp>> = new.iter().map(|new| new.source_time).collect();
+    let refuse_if_older: Vec<bool> = new.iter().map(|new| new.refuse_if_older).collect();
+    let fractions = new.iter().map(|new| new.max_removed_fraction);
+    let fractions: Vec<Option<f64>> = fractions.collect();
+    let created_by: Vec<&str> = new.iter().map(|new| new.created_by).collect();
+    let rows = sqlx::query!(
+        // In one order, so that two of these cannot wait for each other.
+        "INSERT INTO cohort_import (workspace_id, cohort_id, partner, digest_state, expires_at,
+                                    import_id, partner_import_id, mode, source_time,
+                                    refuse_if_older, max_removed_fraction, created_by)
+         SELECT $1, $2, $3, $4, now() + $5, new.*
+         FROM unnest($6::text[], $7::text[], $8::smallint[], $9::timestamptz[], $10::boolean[],
+                     $11::double precision[], $12::text[])
+              AS new (import_id, partner_import_id, mode, source_time, refuse_if_older,
+                      max_removed_fraction, created_by)
+         ORDER BY partner_import_id
+         ON CONFLICT ON CONSTRAINT cohort_import_partner_import_id_unique DO NOTHING
+         RETURNING import_id, created_at, expires_at",
         workspace.0,
-        id,
-        new.cohort,
-        new.mode as i16,
-        ImportDigest::default().state(),
-        new.source_time,
-        new.refuse_if_older,
-        new.max_removed_fraction,
-        new.created_by,
+        cohort.id,
+        cohort.partner,
+        digest_state,
         interval(expires_in),
-        new.partner,
-        new.partner_import_id,
+        &ids,
+        &partner_import_ids as &[&str],
+        &modes,
+        &source_times as &[Option<Timestamp>],
+        &refuse_if_older,
+        &fractions as &[Option<f64>],
+        &created_by as &[&str],
     )
-    .execute(conn)
+    .fetch_all(conn)
     .await?;
-    Ok((done.rows_affected() == 1).then_some(id))
+    let imports = new.iter().zip(ids).map(|(new, id)| {
+        let row = rows.iter().find(|row| row.import_id == id)?;
+        Some(Import {
+            id,
+            partner_import_id: new.partner_import_id.to_owned(),
+            cohort: cohort.id,
+            partner: cohort.partner.clone(),
+            partner_cohort_id: cohort.partner_cohort_id.clone(),
+            cohort_name: cohort.name.clone(),
+            mode: new.mode,
+            state: State::Open,
+            fence: 1,
+            next_offset: 0,
+            digest_state: digest_state.clone(),
+            source_time: new.source_time,
+            refuse_if_older: new.refuse_if_older,
+            max_removed_fraction: new.max_removed_fraction,
+            created_by: new.created_by.to_owned(),
+            created_at: row.created_at,
+            updated_at: row.created_at,
+            expires_at: row.expires_at,
+            digest: None,
+            summary: None,
+            version: None,
+        })
+    });
+    Ok(imports.collect())
 }
 
 /// Locks an import, by its internal id, until the transaction ends.
@@ -360,33 +398,54 @@ pub async fn take_over(
     .await?)
 }
 
-/// Records that an import was published.
+/// What an import was published as.
+#[derive(Debug, Clone, Copy)]
+pub struct Committed<'a> {
+    /// Internal id of the import.
+    pub id: &'a str,
+    /// The digest it was committed with.
+    pub digest: &'a [u8],
+    /// What it did.
+    pub summary: &'a Summary,
+    /// The version it published.
+    pub version: i64,
+}
+
+/// Records that imports were published. Their batches, if any were staged, can be
+/// [dropped](drop_batches).
 ///
 /// # Errors
 /// If the database fails.
 pub async fn set_committed(
     conn: &mut PgConnection,
     workspace: WorkspaceId,
-    id: &str,
-    digest: &[u8],
-    summary: &Summary,
-    version: i64,
+    committed: &[Committed<'_>],
 ) -> Result<()> {
+    let ids: Vec<&str> = committed.iter().map(|done| done.id).collect();
+    let totals = committed.iter().map(|done| to_sql(done.summary.received));
+    let totals: Vec<i64> = totals.collect();
+    let digests: Vec<&[u8]> = committed.iter().map(|done| done.digest).collect();
+    let summaries = committed.iter().map(|done| json(done.summary));
+    let summaries: Vec<serde_json::Value> = summaries.collect();
+    let versions: Vec<i64> = committed.iter().map(|done| done.version).collect();
     sqlx::query!(
-        "UPDATE cohort_import
-         SET state = 3, digest_state = '', next_offset = $3, digest = $4, summary = $5, version = $6,
-             updated_at = clock_timestamp(), expires_at = NULL
-         WHERE workspace_id = $1 AND import_id = $2",
+        "UPDATE cohort_import import
+         SET state = 3, digest_state = '', next_offset = done.total, digest = done.digest,
+             summary = done.summary, version = done.version, updated_at = clock_timestamp(),
+             expires_at = NULL
+         FROM unnest($2::text[], $3::bigint[], $4::bytea[], $5::jsonb[], $6::bigint[])
+              AS done (import_id, total, digest, summary, version)
+         WHERE import.workspace_id = $1 AND import.import_id = done.import_id",
         workspace.0,
-        id,
-        to_sql(summary.received),
-        digest,
-        json(summary),
-        version,
+        &ids as &[&str],
+        &totals,
+        &digests as &[&[u8]],
+        &summaries,
+        &versions,
     )
-    .execute(&mut *conn)
+    .execute(conn)
     .await?;
-    drop_batches(conn, workspace, id).await
+    Ok(())
 }
 
 /// Records that an import is complete and waits for confirmation, with its preview.
@@ -434,7 +493,11 @@ pub async fn set_aborted(conn: &mut PgConnection, workspace: WorkspaceId, id: &s
     drop_batches(conn, workspace, id).await
 }
 
-async fn drop_batches(conn: &mut PgConnection, workspace: WorkspaceId, id: &str) -> Result<()> {
+/// Forgets the batches of an import that is finished.
+///
+/// # Errors
+/// If the database fails.
+pub async fn drop_batches(conn: &mut PgConnection, workspace: WorkspaceId, id: &str) -> Result<()> {
     sqlx::query!(
         "DELETE FROM import_batch WHERE workspace_id = $1 AND import_id = $2",
         workspace.0,

@@ -24,6 +24,7 @@ use crate::{
     directory::DirectoryCache,
     roles,
     share::{Held, Shares},
+    versions::CohortCache,
 };
 
 /// How a server uses the database.
@@ -66,6 +67,7 @@ pub struct Store {
     shares: Shares,
     pools: Arc<Pools>,
     directories: DirectoryCache,
+    cohorts: CohortCache,
 }
 
 /// A pool for each role that was asked for.
@@ -99,7 +101,7 @@ impl Store {
             ]);
         let access = PgConnectOptions::clone(&options).options([("role", Role::Access.name())]);
         let pools = Pools {
-            credentials: pool(settings, CREDENTIAL_CONNECTIONS, access),
+            credentials: pool(settings, CREDENTIAL_CONNECTIONS, 1, access),
             settings: settings.clone(),
             options,
             roles: Mutex::default(),
@@ -110,6 +112,7 @@ impl Store {
             shares,
             pools: Arc::new(pools),
             directories: DirectoryCache::default(),
+            cohorts: CohortCache::default(),
         })
     }
 
@@ -123,6 +126,7 @@ impl Store {
             shares,
             pools: Arc::clone(&self.pools),
             directories: self.directories.clone(),
+            cohorts: self.cohorts.clone(),
         }
     }
 
@@ -159,6 +163,22 @@ impl Store {
     /// `UNAVAILABLE` if no connection is free in time.
     pub async fn begin_in(&self, name: &'static str, workspace: WorkspaceId) -> Result<Tx> {
         self.enter(name, "BEGIN", workspace).await
+    }
+
+    /// As [`begin_in`](Self::begin_in); each statement waits at most so long for a lock.
+    ///
+    /// # Errors
+    /// `UNAVAILABLE` if no connection is free in time.
+    pub async fn begin_waiting(
+        &self,
+        name: &'static str,
+        workspace: WorkspaceId,
+        at_most: Duration,
+    ) -> Result<Tx> {
+        // 0 would mean for ever.
+        let millis = at_most.as_millis().max(1);
+        let begin = format!("BEGIN; SET LOCAL lock_timeout = {millis}");
+        self.enter(name, &begin, workspace).await
     }
 
     /// Begins a read-only transaction about one workspace, in which each statement sees what is
@@ -220,9 +240,16 @@ impl Store {
         share: Option<Held>,
     ) -> Result<Tx> {
         let pool = self.pool.clone();
-        // Several statements in one round trip; what they hold is a number or a name of ours.
         let begin = async move {
-            let begun = pool.begin_with(AssertSqlSafe(begin)).await?;
+            let mut left = pool.size();
+            let begun = loop {
+                // Several statements in one round trip; what they hold is a number or a name of ours.
+                match pool.begin_with(AssertSqlSafe(begin.clone())).await {
+                    // Nothing was begun on it: another one will do.
+                    Err(error) if was_cut(&error) && left > 0 => left -= 1,
+                    begun => break begun?,
+                }
+            };
             Ok::<_, sqlx::Error>(Tx::new(name, begun, share))
         };
         match tokio::spawn(begin).await {
@@ -266,6 +293,11 @@ impl Store {
         &self.directories
     }
 
+    /// What this process knows of the cohorts of its workspaces.
+    pub(crate) fn cohorts(&self) -> &CohortCache {
+        &self.cohorts
+    }
+
     /// Closes all connections, waiting for those in use.
     pub async fn close(&self) {
         self.pools.close().await;
@@ -284,7 +316,10 @@ impl Pools {
             };
             let connections = self.settings.max_connections;
             let shares = Shares::halves(usize::try_from(connections).unwrap_or(usize::MAX));
-            (pool(&self.settings, connections, options), shares)
+            // So that the first call of a server does not wait for one to be made.
+            let ready = u32::from(role.is_some());
+            let pool = pool(&self.settings, connections, ready, options);
+            (pool, shares)
         });
         of_role.clone()
     }
@@ -304,14 +339,48 @@ impl Pools {
     }
 }
 
-fn pool(settings: &Settings, max_connections: u32, options: PgConnectOptions) -> PgPool {
+/// `ready` connections are kept also while nobody needs them.
+fn pool(
+    settings: &Settings,
+    max_connections: u32,
+    ready: u32,
+    options: PgConnectOptions,
+) -> PgPool {
     PgPoolOptions::new()
         .max_connections(max_connections)
+        .min_connections(ready)
         .acquire_timeout(settings.acquire_timeout)
+        // A connection is looked at whenever it comes back. Another look before each use would be a
+        // round trip for every transaction, which copes with a dead one by itself.
+        .test_before_acquire(false)
+        .before_acquire(|connection, metadata| {
+            Box::pin(async move {
+                if metadata.idle_for > UNTRIED {
+                    connection.ping().await?;
+                }
+                Ok(true)
+            })
+        })
         .connect_lazy_with(options)
 }
 
+/// A connection that was idle for longer is tried before it is used: the database may have been
+/// restarted meanwhile.
+const UNTRIED: Duration = Duration::from_millis(100);
+
 const SNAPSHOT: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+
+/// Whether a connection was found dead: closed from afar, or ended by an administrator or a crash of
+/// the database.
+fn was_cut(cause: &sqlx::Error) -> bool {
+    match cause {
+        sqlx::Error::Io(_) => true,
+        sqlx::Error::Database(cause) => {
+            matches!(cause.code().as_deref(), Some("57P01" | "57P02"))
+        }
+        _ => false,
+    }
+}
 
 /// Whether a connection failed as it does while a database starts.
 fn is_starting(cause: &sqlx::Error) -> bool {
@@ -371,18 +440,6 @@ impl Tx {
             begun: Instant::now(),
             inner,
         }
-    }
-
-    /// Limits how long each statement of this transaction waits for a lock.
-    ///
-    /// # Errors
-    /// If the database fails.
-    pub async fn wait_for_locks(&mut self, at_most: Duration) -> Result<()> {
-        let millis = at_most.as_millis().to_string();
-        sqlx::query!("SELECT set_config('lock_timeout', $1, true)", millis)
-            .fetch_one(&mut *self.inner)
-            .await?;
-        Ok(())
     }
 
     /// Makes the changes durable.

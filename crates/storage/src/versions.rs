@@ -1,16 +1,23 @@
 //! Cohort versions: logs of bitmaps, with a checkpoint now and then.
 //!
 //! The cohort at version V is the newest checkpoint at or before V with the deltas up to V applied.
-//! Publishing inserts rows and bumps the version; it never rewrites the set.
+//! Publishing inserts rows and bumps the version; it never rewrites the set. What was read last is
+//! kept in memory ([`Store::members`]).
 
+mod memory;
 mod record;
 
+pub(crate) use memory::CohortCache;
 pub use record::{Version, list, recent};
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+    time::Duration,
+};
 
 use muster_domain::{
-    import::Publication,
+    import::{Publication, Summary},
     user_set::{self, UserSet},
 };
 use sqlx::PgConnection;
@@ -31,41 +38,71 @@ pub async fn stored(
     cohort: Uuid,
     version: i64,
 ) -> Result<UserSet> {
-    let mut set = UserSet::new();
-    let checkpoint = sqlx::query!(
-        r#"SELECT version, members FROM cohort_checkpoint
-           WHERE workspace_id = $1 AND cohort_id = $2 AND version = (
-               SELECT max(version) FROM cohort_checkpoint
-               WHERE workspace_id = $1 AND cohort_id = $2 AND version <= $3
-           )"#,
+    let mut users = UserSet::new();
+    bring_forward(conn, workspace, cohort, &mut users, 0..version).await?;
+    Ok(users)
+}
+
+/// Brings the users of a cohort, as stored at the first version, to the last one. There is nobody in
+/// version 0.
+async fn bring_forward(
+    conn: &mut PgConnection,
+    workspace: WorkspaceId,
+    cohort: Uuid,
+    users: &mut UserSet,
+    versions: Range<i64>,
+) -> Result<()> {
+    let rows = sqlx::query!(
+        // The bounds of the versions twice: a range that is known beforehand is what the planner
+        // uses an index for.
+        r#"WITH newest AS (
+               SELECT max(version) AS version FROM cohort_checkpoint
+               WHERE workspace_id = $1 AND cohort_id = $2 AND version > $3 AND version <= $4
+           )
+           SELECT version AS "version!", members, NULL::bytea AS added, NULL::bytea AS removed
+           FROM cohort_checkpoint
+           WHERE workspace_id = $1 AND cohort_id = $2 AND version = (SELECT version FROM newest)
+           UNION ALL
+           SELECT version, NULL, added, removed
+           FROM cohort_delta
+           WHERE workspace_id = $1 AND cohort_id = $2 AND version > $3 AND version <= $4
+             AND version > coalesce((SELECT version FROM newest), 0)
+           ORDER BY 1"#,
         workspace.0,
         cohort,
-        version,
-    )
-    .fetch_all(&mut *conn)
-    .await?;
-    for part in &checkpoint {
-        set |= user_set::from_bytes(&part.members)?;
-    }
-    let deltas = sqlx::query!(
-        "SELECT added, removed FROM cohort_delta
-         WHERE workspace_id = $1 AND cohort_id = $2 AND version > $3 AND version <= $4
-         ORDER BY version",
-        workspace.0,
-        cohort,
-        checkpoint.first().map_or(0, |part| part.version),
-        version,
+        versions.start,
+        versions.end,
     )
     .fetch_all(conn)
     .await?;
-    for delta in &deltas {
-        set -= user_set::from_bytes(&delta.removed)?;
-        set |= user_set::from_bytes(&delta.added)?;
+    // A checkpoint stands for all that was before it.
+    if rows.first().is_some_and(|row| row.members.is_some()) {
+        users.clear();
     }
-    Ok(set)
+    for row in &rows {
+        if let Some(removed) = &row.removed {
+            *users -= user_set::from_bytes(removed)?;
+        }
+        for added in row.members.iter().chain(&row.added) {
+            *users |= user_set::from_bytes(added)?;
+        }
+    }
+    Ok(())
 }
 
-/// Publishes a new version of a cohort, which the caller has locked, and returns its number.
+/// What an import makes of a cohort.
+#[derive(Debug, Clone, Copy)]
+pub struct NewVersion<'a> {
+    /// The partner's id of the import.
+    pub import_id: &'a str,
+    /// When the source says its data is from.
+    pub source_time: Option<Timestamp>,
+    /// The change, relative to the version before.
+    pub publication: &'a Publication,
+}
+
+/// Publishes the next versions of a cohort, which the caller has locked, and returns the number of
+/// the first one. There is at least one.
 ///
 /// # Errors
 /// If the database fails.
@@ -73,67 +110,70 @@ pub async fn publish(
     conn: &mut PgConnection,
     workspace: WorkspaceId,
     cohort: Uuid,
-    import_id: &str,
-    source_time: Option<Timestamp>,
-    publication: &Publication,
+    new: &[NewVersion<'_>],
 ) -> Result<i64> {
-    let (parts, added, removed) = delta_parts(publication);
-    let bytes: usize = added.iter().chain(&removed).map(Vec::len).sum();
-    let summary = &publication.summary;
+    let last = new.last().expect("nobody publishes nothing").publication;
+    let deltas = Deltas::of(new);
+    let column = |count_of: fn(&Summary) -> u64| -> Vec<i64> {
+        let summaries = new.iter().map(|new| &new.publication.summary);
+        summaries.map(|summary| count(count_of(summary))).collect()
+    };
+    let import_ids: Vec<&str> = new.iter().map(|new| new.import_id).collect();
     let head = sqlx::query!(
-        "UPDATE cohort
-         SET version = version + 1, imported_at = clock_timestamp(),
-             delta_bytes = delta_bytes + $3,
-             applied_source_time = greatest(applied_source_time, $4),
-             member_count = $5
-         WHERE workspace_id = $1 AND cohort_id = $2
-         RETURNING version, delta_bytes, checkpoint_bytes",
+        r#"WITH head AS (
+               UPDATE cohort
+               SET version = version + $3, imported_at = clock_timestamp(),
+                   delta_bytes = delta_bytes + $4,
+                   applied_source_time = greatest(applied_source_time, $5),
+                   member_count = $6
+               WHERE workspace_id = $1 AND cohort_id = $2
+               RETURNING version - $3 AS before, imported_at, delta_bytes, checkpoint_bytes
+           ), counted AS (
+               INSERT INTO cohort_version (workspace_id, cohort_id, version, import_id,
+                                           published_at, member_count, added_count, removed_count,
+                                           received_count, matched_count)
+               SELECT $1, $2, head.before + new.nth, new.import_id, head.imported_at, new.members,
+                      new.added, new.removed, new.received, new.matched
+               FROM head,
+                    unnest($7::text[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[],
+                           $12::bigint[]) WITH ORDINALITY
+                    AS new (import_id, members, added, removed, received, matched, nth)
+           ), changed AS (
+               INSERT INTO cohort_delta (workspace_id, cohort_id, version, part, added, removed)
+               SELECT $1, $2, head.before + delta.nth, delta.part, delta.added, delta.removed
+               FROM head, unnest($13::bigint[], $14::integer[], $15::bytea[], $16::bytea[])
+                          AS delta (nth, part, added, removed)
+           )
+           SELECT before AS "before!", delta_bytes, checkpoint_bytes FROM head"#,
         workspace.0,
         cohort,
-        int(bytes),
-        source_time,
-        count(summary.members_after),
+        int(new.len()),
+        int(deltas.bytes()),
+        new.iter().filter_map(|new| new.source_time).max(),
+        count(last.summary.members_after),
+        &import_ids as &[&str],
+        &column(|summary| summary.members_after),
+        &column(|summary| summary.members_added),
+        &column(|summary| summary.members_removed),
+        &column(|summary| summary.received),
+        &column(|summary| summary.outcomes.matched()),
+        &deltas.nth,
+        &deltas.part,
+        &deltas.added,
+        &deltas.removed,
     )
     .fetch_one(&mut *conn)
-    .await?;
-    sqlx::query!(
-        "INSERT INTO cohort_version (workspace_id, cohort_id, version, import_id, published_at,
-                                     member_count, added_count, removed_count, received_count,
-                                     matched_count)
-         SELECT workspace_id, cohort_id, version, $3, imported_at, member_count, $4, $5, $6, $7
-         FROM cohort WHERE workspace_id = $1 AND cohort_id = $2",
-        workspace.0,
-        cohort,
-        import_id,
-        count(summary.members_added),
-        count(summary.members_removed),
-        count(summary.received),
-        count(summary.outcomes.matched()),
-    )
-    .execute(&mut *conn)
-    .await?;
-    sqlx::query!(
-        "INSERT INTO cohort_delta (workspace_id, cohort_id, version, part, added, removed)
-         SELECT $1, $2, $3, part, added, removed
-         FROM unnest($4::integer[], $5::bytea[], $6::bytea[]) AS delta (part, added, removed)",
-        workspace.0,
-        cohort,
-        head.version,
-        &parts,
-        &added,
-        &removed,
-    )
-    .execute(&mut *conn)
     .await?;
     // Written when what there is to read weighs half more than the set, so that reading a cohort costs
     // little more than the set itself, and writing it is amortised. The first version of a cohort is
     // its own checkpoint.
-    let set_bytes = int(publication.members.serialized_size());
+    let set_bytes = int(last.members.serialized_size());
     let read_bytes = head.checkpoint_bytes + head.delta_bytes;
     if head.delta_bytes > MIN_DELTA_BYTES && read_bytes > set_bytes + set_bytes / 2 {
-        checkpoint(conn, workspace, cohort, head.version, &publication.members).await?;
+        let version = head.before + int(new.len());
+        checkpoint(conn, workspace, cohort, version, &last.members).await?;
     }
-    Ok(head.version)
+    Ok(head.before + 1)
 }
 
 async fn checkpoint(
@@ -176,24 +216,42 @@ async fn checkpoint(
     Ok(())
 }
 
-/// The change of a publication as parallel columns: part, added, removed.
-fn delta_parts(publication: &Publication) -> (Vec<i32>, Vec<Vec<u8>>, Vec<Vec<u8>>) {
-    let empty = user_set::to_bytes(&UserSet::new());
-    let mut parts = std::collections::BTreeMap::new();
-    for part in user_set::split(&publication.added) {
-        parts.insert(part.number, (part.bytes, empty.clone()));
+/// The changes of some versions, cut into parts, as parallel columns.
+#[derive(Default)]
+struct Deltas {
+    /// Which of the versions, from 1.
+    nth: Vec<i64>,
+    part: Vec<i32>,
+    added: Vec<Vec<u8>>,
+    removed: Vec<Vec<u8>>,
+}
+
+impl Deltas {
+    fn of(new: &[NewVersion<'_>]) -> Self {
+        let empty = user_set::to_bytes(&UserSet::new());
+        let mut deltas = Self::default();
+        for (nth, new) in (1..).zip(new) {
+            let mut parts = BTreeMap::new();
+            for part in user_set::split(&new.publication.added) {
+                parts.insert(part.number, (part.bytes, empty.clone()));
+            }
+            for part in user_set::split(&new.publication.removed) {
+                let entry = parts.entry(part.number);
+                entry.or_insert_with(|| (empty.clone(), empty.clone())).1 = part.bytes;
+            }
+            for (number, (added, removed)) in parts {
+                deltas.nth.push(nth);
+                deltas.part.push(part_number(number));
+                deltas.added.push(added);
+                deltas.removed.push(removed);
+            }
+        }
+        deltas
     }
-    for part in user_set::split(&publication.removed) {
-        let entry = parts.entry(part.number);
-        entry.or_insert_with(|| (empty.clone(), empty.clone())).1 = part.bytes;
+
+    fn bytes(&self) -> usize {
+        self.added.iter().chain(&self.removed).map(Vec::len).sum()
     }
-    let mut columns = (Vec::new(), Vec::new(), Vec::new());
-    for (number, (added, removed)) in parts {
-        columns.0.push(part_number(number));
-        columns.1.push(added);
-        columns.2.push(removed);
-    }
-    columns
 }
 
 /// How a user last came into a cohort or left it.

@@ -144,6 +144,11 @@ fn connect(endpoint: &str, secret: &Secret) -> Connection {
 }
 
 impl Harness {
+    /// Another key of the partner.
+    pub(crate) async fn another_key(&self) -> (uuid::Uuid, Connection) {
+        key(&self.store, &self.endpoint, self.workspace, "tinyclues").await
+    }
+
     /// A key of another partner of the same workspace.
     pub(crate) async fn other_partner(&self) -> Connection {
         key(&self.store, &self.endpoint, self.workspace, "amplitude")

@@ -5,6 +5,7 @@
     reason = "a test that cannot go on says so by panicking; the lint's exemption knows only test functions"
 )]
 
+mod at_once;
 mod cohorts;
 mod harness;
 mod lists;

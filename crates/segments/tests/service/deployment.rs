@@ -19,7 +19,9 @@ use muster_service::server::{self, Services};
 use muster_storage::{
     Store, WorkspaceId, cohorts,
     credentials::{self, NewCredential},
-    rejected, versions, workspaces,
+    rejected,
+    versions::{self, NewVersion},
+    workspaces,
 };
 use sqlx::AssertSqlSafe;
 use tokio::net::TcpListener;
@@ -240,8 +242,12 @@ impl Deployment {
         let stored = versions::stored(&mut tx, self.shop, cohort, locked.version);
         let stored = stored.await.unwrap();
         let publication = tally.publish(Mode::Delta, &stored, &directory.tombstones);
-        let version =
-            versions::publish(&mut tx, self.shop, cohort, import_id, None, &publication).await;
+        let new = NewVersion {
+            import_id,
+            source_time: None,
+            publication: &publication,
+        };
+        let version = versions::publish(&mut tx, self.shop, cohort, &[new]).await;
         tx.commit().await.unwrap();
         version.unwrap()
     }

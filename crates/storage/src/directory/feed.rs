@@ -37,6 +37,12 @@ impl History {
             table,
         }
     }
+
+    #[cfg(test)]
+    pub(crate) fn of_database(database: u32) -> Self {
+        let oid = sqlx::postgres::types::Oid(database);
+        Self::new(time::OffsetDateTime::UNIX_EPOCH, oid, oid)
+    }
 }
 
 /// How far a directory is.

@@ -24,6 +24,11 @@ pub struct Directory {
 }
 
 impl Directory {
+    /// Which history the epoch is of; `None` if the workspace has no directory.
+    pub(crate) fn history(&self) -> Option<History> {
+        self.history
+    }
+
     /// How far the directory was; `None` if the workspace has none.
     pub fn position(&self) -> Option<Position> {
         Some(Position {
