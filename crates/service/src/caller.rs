@@ -35,8 +35,6 @@ use uuid::Uuid;
 use crate::{
     attempts::{self, Attempts},
     authorization::{Rule, Scopes, rule},
-    edge::ClientStream,
-    intake::{Intake, Messages},
     refusals::{Refusals, Refused},
     response::status,
     traffic::{self, Account, Traffic},
@@ -66,7 +64,6 @@ pub struct Caller {
     pub peer: Option<IpAddr>,
     traffic: Arc<Traffic>,
     refusals: Refusals,
-    messages: Messages,
 }
 
 /// Takes a request apart into who calls and what is asked.
@@ -139,13 +136,6 @@ impl Caller {
     pub fn count_identifiers(&self, workspace: WorkspaceId, amount: usize) -> Result<()> {
         let amount = u64::try_from(amount).unwrap_or(u64::MAX);
         self.traffic.identifiers(self, workspace, amount)
-    }
-
-    /// The memory that the message read last takes: the reader of a stream holds it for as long as
-    /// it holds the message, and asks for it with each. What a call that is no stream takes is its
-    /// own until it ends.
-    pub fn memory(&self) -> Option<Held> {
-        self.messages.claim()
     }
 
     /// Whether the caller may see what belongs to a partner.
@@ -230,39 +220,33 @@ where
     }
 
     fn call(&mut self, mut request: HttpRequest<Body>) -> Self::Future {
-        let rule = rule(request.uri().path());
-        if rule.is_none() && !is_open(request.uri().path()) {
+        if is_open(request.uri().path()) {
+            return Box::pin(self.inner.call(request));
+        }
+        let Some(rule) = rule(request.uri().path()) else {
             // What clients take for a server of another version, which it is.
             let unknown = Status::unimplemented("the server does not know this rpc");
             return Box::pin(async { Ok(unknown.into_http()) });
-        }
+        };
         // The service that was polled ready is the one to call.
         let next = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, next);
         let door = self.door.clone();
         Box::pin(async move {
-            let admitted = match rule {
-                Some(rule) => door.admit(rule, request.headers(), peer(&request)).await,
-                None => door.traffic.begin_of_stranger().map(|place| (None, place)),
-            };
-            let (caller, place) = match admitted {
-                Ok(admitted) => admitted,
-                Err(error) => return Ok(status(error).into_http()),
-            };
-            let messages = caller.as_ref().map(|caller| caller.messages.clone());
-            if let Some(caller) = caller {
-                let is_stream = request.extensions().get::<ClientStream>().is_some();
-                let messages = caller.messages.clone();
-                request = request.map(|body| Body::new(Intake::new(body, messages, is_stream)));
-                request.extensions_mut().insert(caller);
+            let peer = peer(&request);
+            match door.admit(rule, request.headers(), peer).await {
+                Ok((caller, place)) => {
+                    request.extensions_mut().insert(caller);
+                    let answer = inner.call(request).await?;
+                    // The call lasts until its answer has been given, or is not wanted any more.
+                    let to_the_end = move |frame| {
+                        let _ = &place;
+                        frame
+                    };
+                    Ok(answer.map(|body| Body::new(body.map_frame(to_the_end))))
+                }
+                Err(error) => Ok(status(error).into_http()),
             }
-            let answer = inner.call(request).await?;
-            // The call lasts until its answer has been given, or is not wanted any more.
-            let to_the_end = move |frame| {
-                let _ = (&place, &messages);
-                frame
-            };
-            Ok(answer.map(|body| Body::new(body.map_frame(to_the_end))))
         })
     }
 }
@@ -294,14 +278,14 @@ struct Presented {
 }
 
 impl AuthLayer {
-    /// Who calls, which is known, and the call's place among those that are open. The database is
-    /// asked only where nothing speaks against it.
+    /// Who calls, and the call's place among those that are open. The database is asked only where
+    /// nothing speaks against it.
     async fn admit(
         &self,
         rule: &'static Rule,
         headers: &HeaderMap,
         peer: Option<IpAddr>,
-    ) -> Result<(Option<Caller>, Held)> {
+    ) -> Result<(Caller, Held)> {
         let partner_key = match headers.get("muster-partner-api-key") {
             None => None,
             Some(value) => {

@@ -1,4 +1,4 @@
-//! How much a caller may ask for: calls and identifiers in a while, calls and bytes at once.
+//! How much a caller may ask for: calls and identifiers in a while, and calls at once.
 //!
 //! Of each there is a limit for every credential, or for every partner of a workspace, and one for
 //! the workspace. Who exceeds it is told how long to wait, if it is known from a call before without
@@ -13,13 +13,13 @@ use muster_storage::{
 };
 use uuid::Uuid;
 
-use crate::{Caller, allowance::Allowance, intake::Messages};
+use crate::{Caller, allowance::Allowance};
 
 /// A limit in a second holds on average over this while: so much of it may come at once.
 const WHILE: Duration = Duration::from_secs(10);
 
 /// How long to wait where other calls have to end first.
-pub(crate) const SHORTLY: Duration = Duration::from_secs(1);
+const SHORTLY: Duration = Duration::from_secs(1);
 
 /// Calls of tokens for all workspaces are in none; they have one share together.
 const EVERYWHERE: WorkspaceId = WorkspaceId(0);
@@ -38,9 +38,6 @@ pub struct Settings {
     pub workspace_identifiers_per_second: NonZeroU32,
     /// Calls at once, streams among them; a workspace has half of them at most.
     pub concurrent_calls: NonZeroU32,
-    /// Bytes of messages of requests that are arriving or being worked on; a workspace has half of
-    /// them at most.
-    pub request_bytes: usize,
 }
 
 impl Default for Settings {
@@ -54,7 +51,6 @@ impl Default for Settings {
             identifiers_per_second: number(5_000_000),
             workspace_identifiers_per_second: number(10_000_000),
             concurrent_calls: number(1_024),
-            request_bytes: 256 * 1024 * 1024,
         }
     }
 }
@@ -109,9 +105,6 @@ pub(crate) struct Traffic {
     identifiers: Allowance<Party>,
     workspace_identifiers: Allowance<WorkspaceId>,
     at_once: Shares,
-    /// Calls at once of those who show no credential: none of theirs takes the place of a caller's.
-    of_strangers: Shares,
-    bytes: Shares,
 }
 
 impl Traffic {
@@ -126,8 +119,6 @@ impl Traffic {
             identifiers: allowance(settings.identifiers_per_second),
             workspace_identifiers: allowance(settings.workspace_identifiers_per_second),
             at_once: Shares::halves(at_once),
-            of_strangers: Shares::halves(at_once),
-            bytes: Shares::halves(settings.request_bytes),
         }
     }
 
@@ -159,24 +150,14 @@ impl Traffic {
             self.workspace_call(workspace)?;
         }
         let of = account.workspace.unwrap_or(EVERYWHERE);
-        self.at_once.try_take(of, 1).ok_or_else(too_many_calls)
-    }
-
-    /// Begins a call that needs no credential.
-    ///
-    /// # Errors
-    /// `RESOURCE_EXHAUSTED` (`TOO_MANY_CALLS`).
-    pub(crate) fn begin_of_stranger(&self) -> Result<Held, Error> {
-        let place = self.of_strangers.try_take(EVERYWHERE, 1);
-        place.ok_or_else(too_many_calls)
-    }
-
-    /// The memory that the messages of a call take.
-    pub(crate) fn messages(&self, account: &Account) -> Messages {
-        Messages::new(
-            self.bytes.clone(),
-            account.workspace.unwrap_or(EVERYWHERE),
-        )
+        self.at_once.try_take(of).ok_or_else(|| {
+            Error::new(
+                Kind::ResourceExhausted,
+                "TOO_MANY_CALLS",
+                "too many calls are open; wait for some of them to end",
+            )
+            .retry_after(SHORTLY)
+        })
     }
 
     /// Counts a call about a workspace.
@@ -204,15 +185,6 @@ impl Traffic {
         let of_all = self.workspace_identifiers.take(&workspace, amount);
         of_all.map_err(limited)
     }
-}
-
-fn too_many_calls() -> Error {
-    Error::new(
-        Kind::ResourceExhausted,
-        "TOO_MANY_CALLS",
-        "too many calls are open; wait for some of them to end",
-    )
-    .retry_after(SHORTLY)
 }
 
 fn too_fast(what: &'static str, wait: Duration) -> Error {
@@ -283,12 +255,7 @@ mod tests {
         let refused = traffic.begin(&account(SHOP, "one")).unwrap_err();
         assert_eq!(refused.reason, "TOO_MANY_CALLS");
         assert_eq!(refused.retry_after, Some(SHORTLY));
-        // Strangers have theirs beside it.
-        let probes: Vec<_> = (0..4).map(|_| traffic.begin_of_stranger().unwrap()).collect();
-        let refused = traffic.begin_of_stranger().unwrap_err();
-        assert_eq!(refused.reason, "TOO_MANY_CALLS");
         open.push(traffic.begin(&account(RIVAL, "one")).unwrap());
-        drop(probes);
         open.remove(0);
         traffic.begin(&account(SHOP, "one")).unwrap();
     }

@@ -36,7 +36,6 @@ pub struct Held {
 impl Shares {
     /// So much in all, of which one workspace may hold half, and one at least.
     pub fn halves(all: usize) -> Self {
-        let all = all.min(Semaphore::MAX_PERMITS);
         Self(Arc::new(Inner {
             all: Arc::new(Semaphore::new(all)),
             share: (all / 2).max(1),
@@ -56,12 +55,11 @@ impl Shares {
         }
     }
 
-    /// Takes so much for a workspace if it may have it now.
-    pub fn try_take(&self, workspace: WorkspaceId, amount: u32) -> Option<Held> {
-        let (own, all) = (self.own(workspace), Arc::clone(&self.0.all));
+    /// Takes one for a workspace if it may have it now.
+    pub fn try_take(&self, workspace: WorkspaceId) -> Option<Held> {
         Some(Held {
-            _own: own.try_acquire_many_owned(amount).ok()?,
-            _all: all.try_acquire_many_owned(amount).ok()?,
+            _own: self.own(workspace).try_acquire_owned().ok()?,
+            _all: Arc::clone(&self.0.all).try_acquire_owned().ok()?,
         })
     }
 
@@ -95,23 +93,11 @@ mod tests {
             let other = shares.take(OTHER).now_or_never();
             held.push(other.expect("it waits for nobody"));
         }
-        assert!(shares.try_take(OTHER, 1).is_none());
+        assert!(shares.try_take(OTHER).is_none());
         drop(held.pop());
         // What was held comes back.
         held.remove(0);
         assert!(shares.take(FLOOD).now_or_never().is_some());
-    }
-
-    #[tokio::test]
-    async fn much_is_taken_whole_or_not_at_all() {
-        let shares = Shares::halves(10);
-        assert!(shares.try_take(FLOOD, 6).is_none(), "half of ten is five");
-        let held = shares.try_take(FLOOD, 4).unwrap();
-        assert!(shares.try_take(FLOOD, 2).is_none());
-        let others = [OTHER, WorkspaceId(3)].map(|other| shares.try_take(other, 4));
-        assert!(others[0].is_some() && others[1].is_none());
-        drop(held);
-        assert!(shares.try_take(FLOOD, 5).is_some());
     }
 
     #[tokio::test]
