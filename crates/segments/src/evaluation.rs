@@ -68,7 +68,6 @@ pub(crate) struct Plan {
 #[derive(Debug)]
 pub(crate) struct Evaluated {
     pub(crate) segment: Option<Uuid>,
-    pub(crate) filter_text: String,
     pub(crate) users: UserSet,
     pub(crate) directory_epoch: i64,
     pub(crate) cohorts: Vec<CohortRead>,
@@ -105,6 +104,21 @@ impl Turns {
         let _turn = self.turn(workspace).await?;
         let plan = plan(store, workspace, source, demands).await?;
         plan.evaluate(store).await
+    }
+
+    /// As [`evaluate`](Self::evaluate), with the filter as people write it at that moment.
+    pub(crate) async fn evaluate_with_text(
+        &self,
+        store: &Store,
+        workspace: WorkspaceId,
+        source: &Source,
+        demands: &Demands,
+    ) -> Result<(Evaluated, String)> {
+        let _turn = self.turn(workspace).await?;
+        let mut plan = plan(store, workspace, source, demands).await?;
+        let names = Names::of(&mut plan.tx, workspace, [&plan.saved]).await?;
+        let text = names.text(&plan.saved, |id| *id)?;
+        Ok((plan.evaluate(store).await?, text))
     }
 
     /// Waits for a turn, which lasts until it is dropped.
@@ -177,18 +191,16 @@ pub(crate) async fn plan(
 impl Plan {
     /// Reads the cohorts and applies the filter.
     async fn evaluate(mut self, store: &Store) -> Result<Evaluated> {
-        let names = Names::of(&mut self.tx, self.workspace, [&self.saved]).await?;
-        let filter_text = names.text(&self.saved, |id| *id)?;
         let (tx, cohorts) = (&mut self.tx, &self.cohorts);
         let stored = read(store, tx, self.workspace, &self.directory, cohorts).await?;
-        self.tx.commit().await?;
+        // It changed nothing: nobody waits for its end.
+        drop(self.tx);
         let (directory, filter) = (Arc::clone(&self.directory), self.filter);
         // Millions of users are milliseconds of pure computation.
         let evaluated =
             compute(move || Members::of(&directory, stored).apply(&filter, &directory.live()));
         Ok(Evaluated {
             segment: self.segment,
-            filter_text,
             users: evaluated.await??,
             directory_epoch: self.directory.epoch,
             cohorts: self.cohorts,
