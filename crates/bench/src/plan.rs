@@ -353,7 +353,7 @@ impl Bench {
             let (found, theirs) = self.rows.count().await?;
             check("rows counted", found, expected)?;
             let mut ours = Vec::new();
-            for _ in 0..5 {
+            for _ in 0..25 {
                 let (found, took) = muster::count(&self.deployment, filter()).await?;
                 check("members counted", found, expected)?;
                 ours.push(millis(took));

@@ -26,7 +26,7 @@ use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
 use crate::{
-    references::{self, Names, find_segment},
+    references::{self, Named, Names, find_segment},
     segments::check_not_archived,
 };
 
@@ -151,15 +151,16 @@ pub(crate) async fn plan(
     demands: &Demands,
 ) -> Result<Plan> {
     let (mut tx, directory) = snapshot(store, workspace, demands).await?;
-    let (segment, saved) = match source {
+    let (segment, saved, named) = match source {
         Source::Segment(segment) => {
             let found = find_segment(&mut tx, workspace, segment).await?;
             check_not_archived(&found)?;
-            (Some(found.id), found.filter)
+            (Some(found.id), found.filter, Named::new())
         }
         Source::Filter(filter) => {
-            let saved = references::resolve(&mut tx, workspace, filter).await;
-            (None, saved.field("filter")?)
+            let resolved = references::resolve(&mut tx, workspace, filter).await;
+            let (saved, named) = resolved.field("filter")?;
+            (None, saved, named)
         }
     };
     let roots: Vec<Uuid> = saved.segment_refs().copied().collect();
@@ -168,10 +169,8 @@ pub(crate) async fn plan(
     let filter = saved
         .expand(|id| nested.get(id).map(|segment| &segment.filter))
         .field("filter")?;
-    let mut used = BTreeSet::new();
-    collect_cohorts(&filter, &mut used);
-    let used: Vec<Uuid> = used.into_iter().collect();
-    let cohorts = audience::cohorts_now(&mut tx, workspace, &used).await?;
+    let filters = std::slice::from_ref(&filter);
+    let cohorts = cohorts_of(&mut tx, workspace, filters, named).await?;
     if let Some(max_age) = demands.max_cohort_age {
         let now = audience::now(&mut tx).await?;
         check_age(&cohorts, now, max_age)?;
@@ -301,8 +300,38 @@ pub(crate) async fn snapshot(
     }
 }
 
+/// The cohorts that filters read, at their current version. Those that were found by name are not
+/// looked up again.
+pub(crate) async fn cohorts_of(
+    conn: &mut Connection,
+    workspace: WorkspaceId,
+    filters: &[ExpandedFilter],
+    mut named: Named,
+) -> Result<Vec<CohortRead>> {
+    let mut used = BTreeSet::new();
+    for filter in filters {
+        collect_cohorts(filter, &mut used);
+    }
+    let missing: Vec<Uuid> = used
+        .iter()
+        .filter(|id| !named.contains_key(id))
+        .copied()
+        .collect();
+    let mut cohorts = if missing.is_empty() {
+        Vec::new()
+    } else {
+        audience::cohorts_now(conn, workspace, &missing).await?
+    };
+    cohorts.extend(used.iter().filter_map(|id| named.remove(id)));
+    let by_key = |a: &CohortRead, b: &CohortRead| {
+        (&a.partner, &a.partner_cohort_id).cmp(&(&b.partner, &b.partner_cohort_id))
+    };
+    cohorts.sort_unstable_by(by_key);
+    Ok(cohorts)
+}
+
 /// Adds the cohorts that a filter reads.
-pub(crate) fn collect_cohorts(filter: &ExpandedFilter, found: &mut BTreeSet<Uuid>) {
+fn collect_cohorts(filter: &ExpandedFilter, found: &mut BTreeSet<Uuid>) {
     match filter {
         Filter::Cohort { cohorts, .. } => found.extend(cohorts),
         Filter::AllOf(members) | Filter::AnyOf(members) => {
