@@ -137,18 +137,14 @@ async fn identifiers_move_to_their_users_when_a_filled_directory_is_migrated() {
             (3, None, None),
         ]
     );
-    for (line, user) in [
-        ("1ann", 0i64),
-        ("1old", 0),
-        ("2mail\ta b", 0),
-        ("3phone", 2),
-    ] {
+    for (line, user) in [("1ann", 0), ("1old", 0), ("2mail\ta b", 0), ("3phone", 2)] {
         let found = "SELECT user_no FROM user_identifier
                      WHERE workspace_id = 7 AND key = identifier_key($1)";
-        let found = sqlx::query_scalar(found)
+        let found: i64 = sqlx::query_scalar(found)
             .bind(line)
             .fetch_one(&mut sql)
-            .await;
-        assert_eq!(found.unwrap(), user, "{line}");
+            .await
+            .unwrap();
+        assert_eq!(found, user, "{line}");
     }
 }
