@@ -180,6 +180,10 @@ impl Identities {
 
     /// Lets go of the indices that were asked for longest ago until one of this size fits.
     fn make_room(&self, held: &Held, bytes: usize) -> Result<(), Failure> {
+        if bytes > self.0.settings.memory_bytes {
+            // Nobody needs to go for what does not fit even alone.
+            return Err(Failure::TooLarge);
+        }
         held.bytes.store(bytes, Ordering::Relaxed);
         while self.bytes() > self.0.settings.memory_bytes {
             let others = self

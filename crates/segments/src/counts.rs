@@ -36,8 +36,8 @@ impl Turns {
     /// what an evaluation holds in memory is its cohorts.
     ///
     /// # Errors
-    /// As [`evaluate`](Self::evaluate) for filters; the path of an error begins with `filters[i]`.
-    pub(crate) async fn count(
+    /// As [`count`](Self::count) for filters; the path of an error begins with `filters[i]`.
+    pub(crate) async fn count_all(
         &self,
         store: &Store,
         workspace: WorkspaceId,
@@ -67,9 +67,7 @@ impl Turns {
         let directory = Arc::clone(&directory);
         let counted = compute(move || {
             let (members, live) = (Members::of(&directory, stored), directory.live());
-            let users = expanded
-                .iter()
-                .map(|filter| Ok(members.apply(filter, &live)?.len()));
+            let users = expanded.iter().map(|filter| members.count(filter, &live));
             Ok::<_, Error>((users.collect::<Result<Vec<u64>>>()?, live.len()))
         });
         let (users, live_users) = counted.await??;

@@ -68,6 +68,7 @@ pub(crate) struct Plan {
 #[derive(Debug)]
 pub(crate) struct Evaluated {
     pub(crate) segment: Option<Uuid>,
+    pub(crate) filter_text: String,
     pub(crate) users: UserSet,
     pub(crate) directory_epoch: i64,
     pub(crate) cohorts: Vec<CohortRead>,
@@ -90,10 +91,26 @@ impl Turns {
         }
     }
 
-    /// Evaluates when it is this call's turn. Nothing of the database is held before.
+    /// Counts the users when it is this call's turn. Nothing of the database is held before.
     ///
     /// # Errors
     /// `RESOURCE_EXHAUSTED` (`EVALUATIONS_BUSY`) if it does not come in time; else as [`plan`].
+    pub(crate) async fn count(
+        &self,
+        store: &Store,
+        workspace: WorkspaceId,
+        source: &Source,
+        demands: &Demands,
+    ) -> Result<(u64, Vec<CohortRead>)> {
+        let _turn = self.turn(workspace).await?;
+        let plan = plan(store, workspace, source, demands).await?;
+        plan.apply(store, Members::count).await
+    }
+
+    /// Evaluates when it is this call's turn. Nothing of the database is held before.
+    ///
+    /// # Errors
+    /// As [`count`](Self::count).
     pub(crate) async fn evaluate(
         &self,
         store: &Store,
@@ -102,23 +119,18 @@ impl Turns {
         demands: &Demands,
     ) -> Result<Evaluated> {
         let _turn = self.turn(workspace).await?;
-        let plan = plan(store, workspace, source, demands).await?;
-        plan.evaluate(store).await
-    }
-
-    /// As [`evaluate`](Self::evaluate), with the filter as people write it at that moment.
-    pub(crate) async fn evaluate_with_text(
-        &self,
-        store: &Store,
-        workspace: WorkspaceId,
-        source: &Source,
-        demands: &Demands,
-    ) -> Result<(Evaluated, String)> {
-        let _turn = self.turn(workspace).await?;
         let mut plan = plan(store, workspace, source, demands).await?;
         let names = Names::of(&mut plan.tx, workspace, [&plan.saved]).await?;
-        let text = names.text(&plan.saved, |id| *id)?;
-        Ok((plan.evaluate(store).await?, text))
+        let filter_text = names.text(&plan.saved, |id| *id)?;
+        let (segment, directory_epoch) = (plan.segment, plan.directory.epoch);
+        let (users, cohorts) = plan.apply(store, Members::users).await?;
+        Ok(Evaluated {
+            segment,
+            filter_text,
+            users,
+            directory_epoch,
+            cohorts,
+        })
     }
 
     /// Waits for a turn, which lasts until it is dropped.
@@ -188,22 +200,21 @@ pub(crate) async fn plan(
 }
 
 impl Plan {
-    /// Reads the cohorts and applies the filter.
-    async fn evaluate(mut self, store: &Store) -> Result<Evaluated> {
+    /// Reads the cohorts and applies the filter: gives what `with` makes of them.
+    async fn apply<T: Send + 'static>(
+        mut self,
+        store: &Store,
+        with: fn(&Members, &ExpandedFilter, &UserSet) -> Result<T>,
+    ) -> Result<(T, Vec<CohortRead>)> {
         let (tx, cohorts) = (&mut self.tx, &self.cohorts);
         let stored = read(store, tx, self.workspace, &self.directory, cohorts).await?;
         // It changed nothing: nobody waits for its end.
         drop(self.tx);
         let (directory, filter) = (Arc::clone(&self.directory), self.filter);
         // Millions of users are milliseconds of pure computation.
-        let evaluated =
-            compute(move || Members::of(&directory, stored).apply(&filter, &directory.live()));
-        Ok(Evaluated {
-            segment: self.segment,
-            users: evaluated.await??,
-            directory_epoch: self.directory.epoch,
-            cohorts: self.cohorts,
-        })
+        let applied =
+            compute(move || with(&Members::of(&directory, stored), &filter, &directory.live()));
+        Ok((applied.await??, self.cohorts))
     }
 
     /// What people call all that is in the filter and in the segments nested in it.
@@ -249,11 +260,18 @@ impl Members {
     }
 
     /// The users of a filter over them, among those who are `live`.
-    pub(crate) fn apply(&self, filter: &ExpandedFilter, live: &UserSet) -> Result<UserSet> {
-        filter.evaluate(live, &mut |id: &Uuid| {
-            let users = self.0.get(id).map(Arc::clone);
-            users.ok_or_else(|| Error::internal(format!("cohort {id} of a filter does not exist")))
-        })
+    pub(crate) fn users(&self, filter: &ExpandedFilter, live: &UserSet) -> Result<UserSet> {
+        filter.evaluate(live, &mut |id| self.of_cohort(id))
+    }
+
+    /// How many users that are.
+    pub(crate) fn count(&self, filter: &ExpandedFilter, live: &UserSet) -> Result<u64> {
+        filter.count(live, &mut |id| self.of_cohort(id))
+    }
+
+    fn of_cohort(&self, id: &Uuid) -> Result<Arc<UserSet>> {
+        let users = self.0.get(id).map(Arc::clone);
+        users.ok_or_else(|| Error::internal(format!("cohort {id} of a filter does not exist")))
     }
 }
 

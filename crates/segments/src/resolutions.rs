@@ -67,8 +67,8 @@ pub(crate) async fn make<M: Message>(
     // while it holds one. Workers that start together may each evaluate; the first one's is kept.
     let made = wanted
         .turns
-        .evaluate_with_text(store, workspace, wanted.source, wanted.demands);
-    let (made, filter_text) = made.await?;
+        .evaluate(store, workspace, wanted.source, wanted.demands);
+    let made = made.await?;
     let attempt = once::<String>(
         store,
         caller,
@@ -83,7 +83,7 @@ pub(crate) async fn make<M: Message>(
     };
     let new = NewResolution {
         segment: made.segment,
-        filter_text: &filter_text,
+        filter_text: &made.filter_text,
         users: &made.users,
         directory_epoch: made.directory_epoch,
         cohorts: &made.cohorts,
