@@ -4,18 +4,14 @@
 //! whoever was touched since it began is read again, until nobody is: from there on it is exact.
 
 use std::{
-    collections::HashMap,
     sync::{Arc, Mutex, atomic::Ordering},
     time::Duration,
 };
 
-use muster_domain::{
-    error::Error,
-    identifier::{IdentifierKind, IdentifierRef},
-};
+use muster_domain::error::Error;
 use muster_storage::{
     Result, WorkspaceId,
-    directory::feed::{self, Point, RawRow, Row},
+    directory::feed::{self, Point, RawRow},
 };
 use tokio::time::Instant;
 
@@ -134,7 +130,6 @@ impl Identities {
         let builder = Builder {
             identities: self,
             held,
-            survivors: feed::survivors(&mut conn, workspace).await?,
             index: Mutex::new(Index::with_capacity(users, 2 * users)?),
         };
         let (end, middle) = (position.next_user_no, position.next_user_no / 2);
@@ -185,6 +180,10 @@ impl Identities {
 
     /// Lets go of the indices that were asked for longest ago until one of this size fits.
     fn make_room(&self, held: &Held, bytes: usize) -> Result<(), Failure> {
+        if bytes > self.0.settings.memory_bytes {
+            // Nobody needs to go for what does not fit even alone.
+            return Err(Failure::TooLarge);
+        }
         held.bytes.store(bytes, Ordering::Relaxed);
         while self.bytes() > self.0.settings.memory_bytes {
             let others = self
@@ -211,8 +210,6 @@ impl Identities {
 struct Builder<'a> {
     identities: &'a Identities,
     held: &'a Held,
-    /// The external ids that audiences print of those who may have several.
-    survivors: HashMap<u32, String>,
     index: Mutex<Index>,
 }
 
@@ -224,18 +221,14 @@ impl Builder<'_> {
         workspace: WorkspaceId,
         users: std::ops::Range<u64>,
     ) -> Result<(), Failure> {
-        let mut rows: Vec<RawRow> = Vec::with_capacity(2 * BATCH);
-        let mut enough = BATCH;
+        let mut rows: Vec<RawRow> = Vec::with_capacity(BATCH);
         let mut full = None;
-        let copied = feed::copy_identifiers(conn, workspace, users, |row| {
+        let copied = feed::copy_users(conn, workspace, users, |row| {
             rows.push(row);
-            if rows.len() < enough {
+            if rows.len() < BATCH {
                 return Ok(());
             }
-            let added = self.add(&mut rows, false);
-            // One user may have more than a batch.
-            enough = BATCH.max(2 * rows.len());
-            match added {
+            match self.add(&mut rows) {
                 Err(Failure::Storage(error)) => Err(error),
                 Err(Failure::TooLarge) => {
                     full = Some(Failure::TooLarge);
@@ -249,46 +242,24 @@ impl Builder<'_> {
             return Err(failure);
         }
         copied?;
-        self.add(&mut rows, true)
+        self.add(&mut rows)
     }
 
-    /// Adds the users whose rows are complete: the last one's only if these are all.
-    fn add(&self, rows: &mut Vec<RawRow>, all: bool) -> Result<(), Failure> {
-        let parsed: Vec<Row<'_>> = rows.iter().map(feed::row).collect::<Result<_>>()?;
-        let mut users = parsed.chunk_by(|a, b| a.user == b.user).peekable();
-        let mut added = 0;
-        let mut identifiers = Vec::new();
+    /// Adds users, and takes them off the list.
+    fn add(&self, rows: &mut Vec<RawRow>) -> Result<(), Failure> {
         let mut index = self.index.lock().expect("no panic while locked");
         let mut adding = index.adding();
-        while let Some(user) = users.next() {
-            if !all && users.peek().is_none() {
-                break;
+        let mut identifiers = Vec::new();
+        for row in &*rows {
+            let (user, printed) = feed::row(row, &mut identifiers)?;
+            if !identifiers.is_empty() {
+                adding.insert(user, printed, &identifiers)?;
             }
-            added += user.len();
-            identifiers.clear();
-            identifiers.extend(user.iter().map(|row| row.identifier));
-            let printed = self.sort(user[0].user, &mut identifiers);
-            adding.insert(user[0].user, printed, &identifiers)?;
         }
         drop(adding);
         let bytes = index.bytes();
         drop(index);
-        self.identities.make_room(self.held, bytes)?;
-        rows.drain(..added);
-        Ok(())
-    }
-
-    /// Puts the identifiers of a user into the order of a record; returns whether the first is the
-    /// external id that audiences print.
-    fn sort(&self, user: u32, identifiers: &mut [IdentifierRef<'_>]) -> bool {
-        identifiers.sort_unstable();
-        let printed = identifiers[0].kind == IdentifierKind::ExternalId;
-        if let Some(external_id) = self.survivors.get(&user) {
-            let printed = IdentifierRef::external_id(external_id);
-            if let Ok(place) = identifiers.binary_search(&printed) {
-                identifiers[..=place].rotate_right(1);
-            }
-        }
-        printed
+        rows.clear();
+        self.identities.make_room(self.held, bytes)
     }
 }

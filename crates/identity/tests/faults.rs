@@ -9,7 +9,7 @@ use muster_identity::{Identities, Settings};
 use muster_launcher::{Cluster, Config};
 use muster_storage::{
     Store, WorkspaceId,
-    directory::{self, Merge, UserRecord, feed},
+    directory::{self, Likely, Merge, UserRecord, feed},
     workspaces,
 };
 use nix::{
@@ -88,7 +88,7 @@ impl Bench {
             device_ids: vec![&device],
             ..UserRecord::default()
         };
-        directory::upsert(&mut tx, self.workspace, &[record])
+        directory::upsert(&mut tx, self.workspace, &[record], Likely::New)
             .await
             .unwrap();
         let merge = Merge {

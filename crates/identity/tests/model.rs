@@ -8,7 +8,7 @@ use muster_domain::identifier::{IdentifierKind, IdentifierRef};
 use muster_identity::{Identities, Settings};
 use muster_storage::{
     Store, WorkspaceId, audience,
-    directory::{self, Identification, Merge, UserRecord, feed},
+    directory::{self, Identification, Likely, Merge, UserRecord, feed},
     workspaces,
 };
 use proptest::{
@@ -74,7 +74,7 @@ fn changes() -> impl Strategy<Value = Vec<Change>> {
 async fn apply(store: &Store, workspace: WorkspaceId, change: &Change) {
     let mut tx = store.begin("change").await.unwrap();
     match change {
-        Change::Upsert(records) => directory::upsert(&mut tx, workspace, records)
+        Change::Upsert(records) => directory::upsert(&mut tx, workspace, records, Likely::Anyone)
             .await
             .map(drop),
         Change::Identify(entries) => {

@@ -36,6 +36,9 @@ const TRACES: [&str; 2] = [
 const DEFAULTS: &[(&str, &str)] = &[
     ("max_connections", "200"),
     ("wal_compression", "on"),
+    // After a checkpoint, each page that changes is logged whole once. A directory being loaded
+    // changes pages all over its index: with a gigabyte, most of its log would be that.
+    ("max_wal_size", "4GB"),
     // Muster's statements are many and short; compiling them costs more than it saves.
     ("jit", "off"),
     // After a crash every file of the cluster is synced: one by one that takes seconds, of which

@@ -195,10 +195,10 @@ impl SegmentServiceApi for Api {
             let scope = self.workspace(&caller, &body.workspace).await?;
             let (source, demands) = wire::count(&body, self.settings.visibility_timeout)?;
             let (store, turns) = (&self.store, &self.turns);
-            let evaluated = turns.evaluate(store, scope.id, &source, &demands).await?;
+            let (user_count, cohorts) = turns.count(store, scope.id, &source, &demands).await?;
             Ok(pb::CountSegmentResponse {
-                user_count: evaluated.users.len(),
-                cohort_versions: wire::cohort_versions(evaluated.cohorts),
+                user_count,
+                cohort_versions: wire::cohort_versions(cohorts),
             })
         })
         .await
@@ -213,7 +213,7 @@ impl SegmentServiceApi for Api {
             let scope = self.workspace(&caller, &body.workspace).await?;
             let (filters, demands) = wire::filters(&body, self.settings.visibility_timeout)?;
             let (store, turns) = (&self.store, &self.turns);
-            let counted = turns.count(store, scope.id, &filters, &demands).await?;
+            let counted = turns.count_all(store, scope.id, &filters, &demands).await?;
             Ok(pb::CountFiltersResponse {
                 counts: wire::filter_counts(&counted.filters, &counted.names)?,
                 live_user_count: counted.live_users,

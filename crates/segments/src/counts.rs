@@ -1,9 +1,6 @@
 //! Several counts at one snapshot, each cohort read once.
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    sync::Arc,
-};
+use std::{collections::HashMap, sync::Arc};
 
 use muster_domain::{
     error::{Error, FieldContext as _, Result},
@@ -11,14 +8,14 @@ use muster_domain::{
 };
 use muster_service::compute;
 use muster_storage::{
-    Store, WorkspaceId, audience,
+    Store, WorkspaceId,
     resolutions::CohortRead,
     segments::{self, Segment},
 };
 use uuid::Uuid;
 
 use crate::{
-    evaluation::{Demands, Members, Turns, collect_cohorts, read, snapshot},
+    evaluation::{Demands, Members, Turns, cohorts_of, read, snapshot},
     references::{self, Names},
 };
 
@@ -39,8 +36,8 @@ impl Turns {
     /// what an evaluation holds in memory is its cohorts.
     ///
     /// # Errors
-    /// As [`evaluate`](Self::evaluate) for filters; the path of an error begins with `filters[i]`.
-    pub(crate) async fn count(
+    /// As [`count`](Self::count) for filters; the path of an error begins with `filters[i]`.
+    pub(crate) async fn count_all(
         &self,
         store: &Store,
         workspace: WorkspaceId,
@@ -49,7 +46,7 @@ impl Turns {
     ) -> Result<Counted> {
         let _turn = self.turn(workspace).await?;
         let (mut tx, directory) = snapshot(store, workspace, demands).await?;
-        let saved = references::resolve_all(&mut tx, workspace, filters).await?;
+        let (saved, named) = references::resolve_all(&mut tx, workspace, filters).await?;
         let roots: Vec<Uuid> = saved
             .iter()
             .flat_map(SavedFilter::segment_refs)
@@ -62,21 +59,15 @@ impl Turns {
             filter.field(&format!("filters[{index}]"))
         });
         let expanded: Vec<ExpandedFilter> = expanded.collect::<Result<_>>()?;
-        let mut used = BTreeSet::new();
-        for filter in &expanded {
-            collect_cohorts(filter, &mut used);
-        }
-        let used: Vec<Uuid> = used.into_iter().collect();
-        let cohorts = audience::cohorts_now(&mut tx, workspace, &used).await?;
+        let cohorts = cohorts_of(&mut tx, workspace, &expanded, named).await?;
         let names = Names::of(&mut tx, workspace, &saved).await?;
         let stored = read(store, &mut tx, workspace, &directory, &cohorts).await?;
-        tx.commit().await?;
+        // It changed nothing: nobody waits for its end.
+        drop(tx);
         let directory = Arc::clone(&directory);
         let counted = compute(move || {
             let (members, live) = (Members::of(&directory, stored), directory.live());
-            let users = expanded
-                .iter()
-                .map(|filter| Ok(members.apply(filter, &live)?.len()));
+            let users = expanded.iter().map(|filter| members.count(filter, &live));
             Ok::<_, Error>((users.collect::<Result<Vec<u64>>>()?, live.len()))
         });
         let (users, live_users) = counted.await??;

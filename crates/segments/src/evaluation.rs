@@ -26,7 +26,7 @@ use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
 use crate::{
-    references::{self, Names, find_segment},
+    references::{self, Named, Names, find_segment},
     segments::check_not_archived,
 };
 
@@ -91,10 +91,26 @@ impl Turns {
         }
     }
 
-    /// Evaluates when it is this call's turn. Nothing of the database is held before.
+    /// Counts the users when it is this call's turn. Nothing of the database is held before.
     ///
     /// # Errors
     /// `RESOURCE_EXHAUSTED` (`EVALUATIONS_BUSY`) if it does not come in time; else as [`plan`].
+    pub(crate) async fn count(
+        &self,
+        store: &Store,
+        workspace: WorkspaceId,
+        source: &Source,
+        demands: &Demands,
+    ) -> Result<(u64, Vec<CohortRead>)> {
+        let _turn = self.turn(workspace).await?;
+        let plan = plan(store, workspace, source, demands).await?;
+        plan.apply(store, Members::count).await
+    }
+
+    /// Evaluates when it is this call's turn. Nothing of the database is held before.
+    ///
+    /// # Errors
+    /// As [`count`](Self::count).
     pub(crate) async fn evaluate(
         &self,
         store: &Store,
@@ -103,8 +119,18 @@ impl Turns {
         demands: &Demands,
     ) -> Result<Evaluated> {
         let _turn = self.turn(workspace).await?;
-        let plan = plan(store, workspace, source, demands).await?;
-        plan.evaluate(store).await
+        let mut plan = plan(store, workspace, source, demands).await?;
+        let names = Names::of(&mut plan.tx, workspace, [&plan.saved]).await?;
+        let filter_text = names.text(&plan.saved, |id| *id)?;
+        let (segment, directory_epoch) = (plan.segment, plan.directory.epoch);
+        let (users, cohorts) = plan.apply(store, Members::users).await?;
+        Ok(Evaluated {
+            segment,
+            filter_text,
+            users,
+            directory_epoch,
+            cohorts,
+        })
     }
 
     /// Waits for a turn, which lasts until it is dropped.
@@ -137,15 +163,16 @@ pub(crate) async fn plan(
     demands: &Demands,
 ) -> Result<Plan> {
     let (mut tx, directory) = snapshot(store, workspace, demands).await?;
-    let (segment, saved) = match source {
+    let (segment, saved, named) = match source {
         Source::Segment(segment) => {
             let found = find_segment(&mut tx, workspace, segment).await?;
             check_not_archived(&found)?;
-            (Some(found.id), found.filter)
+            (Some(found.id), found.filter, Named::new())
         }
         Source::Filter(filter) => {
-            let saved = references::resolve(&mut tx, workspace, filter).await;
-            (None, saved.field("filter")?)
+            let resolved = references::resolve(&mut tx, workspace, filter).await;
+            let (saved, named) = resolved.field("filter")?;
+            (None, saved, named)
         }
     };
     let roots: Vec<Uuid> = saved.segment_refs().copied().collect();
@@ -154,10 +181,8 @@ pub(crate) async fn plan(
     let filter = saved
         .expand(|id| nested.get(id).map(|segment| &segment.filter))
         .field("filter")?;
-    let mut used = BTreeSet::new();
-    collect_cohorts(&filter, &mut used);
-    let used: Vec<Uuid> = used.into_iter().collect();
-    let cohorts = audience::cohorts_now(&mut tx, workspace, &used).await?;
+    let filters = std::slice::from_ref(&filter);
+    let cohorts = cohorts_of(&mut tx, workspace, filters, named).await?;
     if let Some(max_age) = demands.max_cohort_age {
         let now = audience::now(&mut tx).await?;
         check_age(&cohorts, now, max_age)?;
@@ -175,24 +200,21 @@ pub(crate) async fn plan(
 }
 
 impl Plan {
-    /// Reads the cohorts and applies the filter.
-    async fn evaluate(mut self, store: &Store) -> Result<Evaluated> {
-        let names = Names::of(&mut self.tx, self.workspace, [&self.saved]).await?;
-        let filter_text = names.text(&self.saved, |id| *id)?;
+    /// Reads the cohorts and applies the filter: gives what `with` makes of them.
+    async fn apply<T: Send + 'static>(
+        mut self,
+        store: &Store,
+        with: fn(&Members, &ExpandedFilter, &UserSet) -> Result<T>,
+    ) -> Result<(T, Vec<CohortRead>)> {
         let (tx, cohorts) = (&mut self.tx, &self.cohorts);
         let stored = read(store, tx, self.workspace, &self.directory, cohorts).await?;
-        self.tx.commit().await?;
+        // It changed nothing: nobody waits for its end.
+        drop(self.tx);
         let (directory, filter) = (Arc::clone(&self.directory), self.filter);
         // Millions of users are milliseconds of pure computation.
-        let evaluated =
-            compute(move || Members::of(&directory, stored).apply(&filter, &directory.live()));
-        Ok(Evaluated {
-            segment: self.segment,
-            filter_text,
-            users: evaluated.await??,
-            directory_epoch: self.directory.epoch,
-            cohorts: self.cohorts,
-        })
+        let applied =
+            compute(move || with(&Members::of(&directory, stored), &filter, &directory.live()));
+        Ok((applied.await??, self.cohorts))
     }
 
     /// What people call all that is in the filter and in the segments nested in it.
@@ -238,11 +260,18 @@ impl Members {
     }
 
     /// The users of a filter over them, among those who are `live`.
-    pub(crate) fn apply(&self, filter: &ExpandedFilter, live: &UserSet) -> Result<UserSet> {
-        filter.evaluate(live, &mut |id: &Uuid| {
-            let users = self.0.get(id).map(Arc::clone);
-            users.ok_or_else(|| Error::internal(format!("cohort {id} of a filter does not exist")))
-        })
+    pub(crate) fn users(&self, filter: &ExpandedFilter, live: &UserSet) -> Result<UserSet> {
+        filter.evaluate(live, &mut |id| self.of_cohort(id))
+    }
+
+    /// How many users that are.
+    pub(crate) fn count(&self, filter: &ExpandedFilter, live: &UserSet) -> Result<u64> {
+        filter.count(live, &mut |id| self.of_cohort(id))
+    }
+
+    fn of_cohort(&self, id: &Uuid) -> Result<Arc<UserSet>> {
+        let users = self.0.get(id).map(Arc::clone);
+        users.ok_or_else(|| Error::internal(format!("cohort {id} of a filter does not exist")))
     }
 }
 
@@ -289,8 +318,38 @@ pub(crate) async fn snapshot(
     }
 }
 
+/// The cohorts that filters read, at their current version. Those that were found by name are not
+/// looked up again.
+pub(crate) async fn cohorts_of(
+    conn: &mut Connection,
+    workspace: WorkspaceId,
+    filters: &[ExpandedFilter],
+    mut named: Named,
+) -> Result<Vec<CohortRead>> {
+    let mut used = BTreeSet::new();
+    for filter in filters {
+        collect_cohorts(filter, &mut used);
+    }
+    let missing: Vec<Uuid> = used
+        .iter()
+        .filter(|id| !named.contains_key(id))
+        .copied()
+        .collect();
+    let mut cohorts = if missing.is_empty() {
+        Vec::new()
+    } else {
+        audience::cohorts_now(conn, workspace, &missing).await?
+    };
+    cohorts.extend(used.iter().filter_map(|id| named.remove(id)));
+    let by_key = |a: &CohortRead, b: &CohortRead| {
+        (&a.partner, &a.partner_cohort_id).cmp(&(&b.partner, &b.partner_cohort_id))
+    };
+    cohorts.sort_unstable_by(by_key);
+    Ok(cohorts)
+}
+
 /// Adds the cohorts that a filter reads.
-pub(crate) fn collect_cohorts(filter: &ExpandedFilter, found: &mut BTreeSet<Uuid>) {
+fn collect_cohorts(filter: &ExpandedFilter, found: &mut BTreeSet<Uuid>) {
     match filter {
         Filter::Cohort { cohorts, .. } => found.extend(cohorts),
         Filter::AllOf(members) | Filter::AnyOf(members) => {

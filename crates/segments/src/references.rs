@@ -11,11 +11,15 @@ use muster_domain::{
 use muster_storage::{
     Connection, WorkspaceId,
     references::{self as storage, Candidate, CohortName, SegmentName},
+    resolutions::CohortRead,
     segments,
 };
 use uuid::Uuid;
 
-/// The filter with internal ids in place of names.
+/// The cohorts that some filters name, as they are, by internal id.
+pub(crate) type Named = HashMap<Uuid, CohortRead>;
+
+/// The filter with internal ids in place of names, and the cohorts that it names.
 ///
 /// # Errors
 /// `INVALID_ARGUMENT`, with a path relative to the filter, for a name or id that leads to nothing,
@@ -24,10 +28,10 @@ pub(crate) async fn resolve(
     conn: &mut Connection,
     workspace: WorkspaceId,
     filter: &WrittenFilter,
-) -> Result<SavedFilter> {
+) -> Result<(SavedFilter, Named)> {
     check(filter)?;
     let referents = Referents::find(conn, workspace, std::slice::from_ref(filter)).await?;
-    referents.resolve(filter)
+    Ok((referents.resolve(filter)?, referents.cohorts.named()))
 }
 
 /// As [`resolve`], for several filters at once; the path of an error begins with `filters[i]`.
@@ -35,16 +39,15 @@ pub(crate) async fn resolve_all(
     conn: &mut Connection,
     workspace: WorkspaceId,
     filters: &[WrittenFilter],
-) -> Result<Vec<SavedFilter>> {
+) -> Result<(Vec<SavedFilter>, Named)> {
     let path = |index| format!("filters[{index}]");
     for (index, filter) in filters.iter().enumerate() {
         check(filter).field(&path(index))?;
     }
     let referents = Referents::find(conn, workspace, filters).await?;
     let saved = filters.iter().enumerate();
-    saved
-        .map(|(index, filter)| referents.resolve(filter).field(&path(index)))
-        .collect()
+    let saved = saved.map(|(index, filter)| referents.resolve(filter).field(&path(index)));
+    Ok((saved.collect::<Result<_>>()?, referents.cohorts.named()))
 }
 
 fn check(filter: &WrittenFilter) -> Result<()> {
@@ -126,6 +129,12 @@ impl Cohorts {
             by_id: by_id.collect(),
             by_name,
         })
+    }
+
+    fn named(self) -> Named {
+        let by_name = self.by_name.into_values().flatten();
+        let all = self.by_id.into_values().chain(by_name);
+        all.map(|cohort| (cohort.id, cohort.into())).collect()
     }
 
     fn get(&self, partner: &str, cohort: &CohortRef) -> Result<Uuid> {

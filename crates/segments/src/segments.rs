@@ -215,7 +215,7 @@ async fn settle(
     id: Option<Uuid>,
     filter: &WrittenFilter,
 ) -> Result<SavedFilter> {
-    let saved = references::resolve(conn, workspace, filter).await?;
+    let (saved, _) = references::resolve(conn, workspace, filter).await?;
     let cohorts: Vec<Uuid> = saved.cohort_refs().map(|(_, cohort)| *cohort).collect();
     // They were not archived a moment ago; from here on they cannot be.
     if let Some(id) = names::hold_cohorts(conn, workspace, &cohorts)

@@ -11,7 +11,7 @@ use muster_domain::{
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use crate::{Result, Timestamp, WorkspaceId, resolutions::CohortRead};
+use crate::{Result, Timestamp, WorkspaceId, directory::record, resolutions::CohortRead};
 
 /// The current versions of cohorts, by partner and partner's id.
 ///
@@ -103,36 +103,34 @@ pub async fn aliases_and_devices(
 ) -> Result<(Vec<(usize, Identifier)>, usize)> {
     let mut found: Vec<(usize, Identifier)> = Vec::new();
     let mut bytes = 0;
-    // A join, so that each user is looked up in the index by user: given the list as a condition, a
-    // planner without statistics, as after the first load of a directory, reads all identifiers of
-    // the two kinds, and compares each with each of the list.
-    let users_sql = to_sql(users);
     let mut rows = sqlx::query!(
-        r#"SELECT wanted.place AS "place!", i.kind, i.label, i.id
+        r#"SELECT wanted.place AS "place!", u.identifiers AS "identifiers!"
            FROM unnest($2::bigint[]) WITH ORDINALITY AS wanted (user_no, place)
-           JOIN user_identifier i ON i.workspace_id = $1 AND i.user_no = wanted.user_no
-           WHERE i.kind IN (2, 3)
-           ORDER BY wanted.place, i.kind, i.label, i.id"#,
+           JOIN directory_user u ON u.workspace_id = $1 AND u.user_no = wanted.user_no
+           WHERE u.identifiers IS NOT NULL
+           ORDER BY wanted.place"#,
         workspace.0,
-        &users_sql,
+        &to_sql(users),
     )
     .fetch(conn);
     while let Some(row) = rows.try_next().await? {
         let place = usize::try_from(row.place - 1).map_err(Error::internal)?;
-        bytes += row.label.len() + row.id.len();
-        if bytes > max_bytes && found.first().is_some_and(|(first, _)| *first < place) {
-            // Not a part of this user: the next call begins with it.
-            found.retain(|(of, _)| *of < place);
+        bytes += row.identifiers.len();
+        if bytes > max_bytes && !found.is_empty() {
+            // The next call begins with this user.
             return Ok((found, place));
         }
-        let kind = u8::try_from(row.kind).ok();
-        let kind = kind.and_then(IdentifierKind::from_code);
-        let identifier = Identifier {
-            kind: kind.ok_or_else(|| Error::internal("unknown kind of identifier"))?,
-            label: row.label,
-            id: row.id,
-        };
-        found.push((place, identifier));
+        let identifiers = record::read(&row.identifiers).collect::<Result<Vec<_>>>()?;
+        let mut wanted: Vec<_> = identifiers
+            .into_iter()
+            .filter(|identifier| identifier.kind != IdentifierKind::ExternalId)
+            .collect();
+        wanted.sort_unstable();
+        found.extend(
+            wanted
+                .into_iter()
+                .map(|identifier| (place, identifier.to_owned())),
+        );
     }
     Ok((found, users.len()))
 }

@@ -8,6 +8,7 @@
 //! looks all their identifiers up, the operation decides in memory, in order, then writes in bulk.
 
 pub mod feed;
+pub(crate) mod record;
 
 mod change;
 mod delete;
@@ -25,7 +26,7 @@ pub use follow::{Directory, DirectoryCache};
 pub use identify::{Identification, Identified, identify};
 pub use matching::{Match, identified_since, match_identifiers};
 pub use merge::{Merge, Merged, merge};
-pub use upsert::{Conflict, Upserted, UserRecord, upsert};
+pub use upsert::{Conflict, Likely, Upserted, UserRecord, upsert};
 
 use sqlx::PgConnection;
 

@@ -132,6 +132,12 @@ const UNAVAILABLE: (Kind, &str, &str) = (
     "the database is out of reach; nothing was changed",
 );
 
+/// Whether it is the violation of a named constraint.
+pub(crate) fn violates(error: &sqlx::Error, name: &str) -> bool {
+    let database = error.as_database_error();
+    database.and_then(|database| database.constraint()) == Some(name)
+}
+
 /// Turns the violation of a named constraint into the error it stands for.
 pub trait OnConstraint<T> {
     /// If the constraint `name` was violated, fails with `error` instead.
@@ -141,10 +147,7 @@ pub trait OnConstraint<T> {
 impl<T> OnConstraint<T> for Result<T, sqlx::Error> {
     fn on_constraint(self, name: &str, error: impl FnOnce() -> DomainError) -> Result<T> {
         self.map_err(|cause| {
-            let violated = cause
-                .as_database_error()
-                .and_then(|database| database.constraint());
-            if violated == Some(name) {
+            if violates(&cause, name) {
                 error().into()
             } else {
                 cause.into()

@@ -3,7 +3,7 @@
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use crate::{Result, WorkspaceId};
+use crate::{Result, Timestamp, WorkspaceId, resolutions::CohortRead};
 
 /// A cohort as a filter may refer to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +18,23 @@ pub struct Candidate {
     pub name: String,
     /// Whether it is archived.
     pub archived: bool,
+    /// Current version; 0 if nothing was imported.
+    pub version: i64,
+    /// When that version was published.
+    pub published_at: Option<Timestamp>,
+}
+
+impl From<Candidate> for CohortRead {
+    fn from(candidate: Candidate) -> Self {
+        Self {
+            id: candidate.id,
+            partner: candidate.partner,
+            partner_cohort_id: candidate.partner_cohort_id,
+            name: candidate.name,
+            version: candidate.version,
+            published_at: candidate.published_at,
+        }
+    }
 }
 
 /// The cohorts with these partners' ids: `partners[i]` goes with `ids[i]`.
@@ -36,10 +53,13 @@ pub async fn cohorts_by_id(
     Ok(sqlx::query_as!(
         Candidate,
         r#"SELECT DISTINCT c.cohort_id AS id, c.partner, c.partner_cohort_id, c.name,
-                  (c.archived_at IS NOT NULL) AS "archived!"
+                  (c.archived_at IS NOT NULL) AS "archived!", c.version,
+                  v.published_at AS "published_at?"
            FROM cohort c
            JOIN unnest($2::text[], $3::text[]) AS wanted (partner, id)
              ON c.partner = wanted.partner AND c.partner_cohort_id = wanted.id
+           LEFT JOIN cohort_version v
+             ON v.workspace_id = c.workspace_id AND v.cohort_id = c.cohort_id AND v.version = c.version
            WHERE c.workspace_id = $1"#,
         workspace.0,
         partners as &[&str],
@@ -65,10 +85,12 @@ pub async fn cohorts_by_name(
     Ok(sqlx::query_as!(
         Candidate,
         r#"SELECT DISTINCT c.cohort_id AS id, c.partner, c.partner_cohort_id, c.name,
-                  false AS "archived!"
+                  false AS "archived!", c.version, v.published_at AS "published_at?"
            FROM cohort c
            JOIN unnest($2::text[], $3::text[]) AS wanted (partner, name)
              ON c.partner = wanted.partner AND c.name = wanted.name
+           LEFT JOIN cohort_version v
+             ON v.workspace_id = c.workspace_id AND v.cohort_id = c.cohort_id AND v.version = c.version
            WHERE c.workspace_id = $1 AND c.archived_at IS NULL
            ORDER BY c.cohort_id"#,
         workspace.0,

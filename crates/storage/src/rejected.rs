@@ -117,7 +117,7 @@ fn hash(id: &[u8]) -> [u8; 4] {
         .expect("a digest is longer than that")
 }
 
-/// Erases identifiers, given by kind, label and id, from the lists of a workspace; position, reason,
+/// Erases identifiers from the lists of a workspace; position, reason,
 /// effect and kind stay, so that the accounting of those imports still adds up.
 ///
 /// # Errors
@@ -125,10 +125,11 @@ fn hash(id: &[u8]) -> [u8; 4] {
 pub(crate) async fn forget(
     conn: &mut PgConnection,
     workspace: WorkspaceId,
-    kinds: &[i16],
-    labels: &[&[u8]],
-    ids: &[&[u8]],
+    erased: &[IdentifierRef<'_>],
 ) -> Result<()> {
+    let kinds: Vec<i16> = erased.iter().map(|i| i.kind.code().into()).collect();
+    let labels: Vec<&[u8]> = erased.iter().map(|i| i.label.as_bytes()).collect();
+    let ids: Vec<&[u8]> = erased.iter().map(|i| i.id.as_bytes()).collect();
     let wanted: HashSet<[u8; 4]> = ids.iter().map(|id| hash(id)).collect();
     let (mut imports, mut offsets) = (Vec::new(), Vec::new());
     {
@@ -179,9 +180,9 @@ pub(crate) async fn forget(
          WHERE r.workspace_id = $1 AND r.import_id = concerned.import_id
            AND r.first_offset = concerned.first_offset",
         workspace.0,
-        kinds,
-        labels as &[&[u8]],
-        ids as &[&[u8]],
+        &kinds,
+        &labels as &[&[u8]],
+        &ids as &[&[u8]],
         &imports,
         &offsets,
     )

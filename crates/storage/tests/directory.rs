@@ -11,8 +11,8 @@ use muster_domain::{
 use muster_storage::{
     Error, Store, WorkspaceId,
     directory::{
-        self, Conflict, Deleted, Identification, Identified, Match, Merge, Merged, Upserted,
-        UserRecord,
+        self, Conflict, Deleted, Identification, Identified, Likely, Match, Merge, Merged,
+        Upserted, UserRecord,
     },
     rejected::{self, Reason, Rejection},
     workspaces,
@@ -62,7 +62,9 @@ impl Shop {
     async fn upsert(&self, records: &[&str]) -> Vec<Upserted> {
         let records: Vec<UserRecord<'_>> = records.iter().map(|text| record(text)).collect();
         let mut tx = self.store.begin("upsert").await.unwrap();
-        let changed = directory::upsert(&mut tx, self.id, &records).await.unwrap();
+        let changed = directory::upsert(&mut tx, self.id, &records, Likely::Anyone)
+            .await
+            .unwrap();
         tx.commit().await.unwrap();
         assert_eq!(changed.epoch, self.epoch().await);
         changed.outcomes
@@ -432,11 +434,13 @@ async fn the_last_number_is_given_out_and_no_further_one() {
         [Upserted::Created(u32::MAX)]
     );
     let records = [record("ext=last dev=new"), record("ext=more")];
-    let refused = directory::upsert(&mut sql, shop.id, &records).await;
-    let Err(Error::Domain(refused)) = refused else {
-        panic!("{refused:?}");
-    };
-    assert_eq!(refused.kind, Kind::ResourceExhausted);
+    for likely in [Likely::Anyone, Likely::New] {
+        let refused = directory::upsert(&mut sql, shop.id, &records, likely).await;
+        let Err(Error::Domain(refused)) = refused else {
+            panic!("{refused:?}");
+        };
+        assert_eq!(refused.kind, Kind::ResourceExhausted);
+    }
     assert_eq!(shop.find(u32::MAX).await.device_ids, [""; 0]);
     assert_eq!(
         shop.upsert(&["ext=last dev=new"]).await,

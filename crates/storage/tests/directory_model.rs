@@ -11,7 +11,8 @@ use muster_domain::{
 use muster_storage::{
     Settings, Store, WorkspaceId,
     directory::{
-        self, Deleted, Identification, Identified, Match, Merge, Merged, Upserted, UserRecord,
+        self, Deleted, Identification, Identified, Likely, Match, Merge, Merged, Upserted,
+        UserRecord,
     },
     workspaces,
 };
@@ -36,7 +37,7 @@ fn universe() -> Vec<Id> {
 
 #[derive(Debug, Clone)]
 enum Change {
-    Upsert(Vec<UserRecord<'static>>),
+    Upsert(Vec<UserRecord<'static>>, Likely),
     Identify(Vec<(Id, &'static str)>),
     Merge(Vec<(Id, Id)>),
     Delete(Vec<Id>),
@@ -57,7 +58,8 @@ fn changes() -> impl Strategy<Value = Vec<Change>> {
     let record = record.prop_filter("needs an identifier", |r| r.identifiers().next().is_some());
     let identification = (some(), select(EXTERNAL_IDS.to_vec()));
     let change = prop_oneof![
-        4 => prop::collection::vec(record, 1..5).prop_map(Change::Upsert),
+        4 => (prop::collection::vec(record, 1..5), select(vec![Likely::Anyone, Likely::New]))
+            .prop_map(|(records, likely)| Change::Upsert(records, likely)),
         2 => prop::collection::vec(identification, 1..4).prop_map(Change::Identify),
         2 => prop::collection::vec((some(), some()), 1..4).prop_map(Change::Merge),
         1 => prop::collection::vec(some(), 1..3).prop_map(Change::Delete),
@@ -189,8 +191,8 @@ impl Model {
 async fn apply(store: &Store, workspace: WorkspaceId, model: &mut Model, change: &Change) {
     let mut tx = store.begin("change").await.unwrap();
     match change {
-        Change::Upsert(records) => {
-            let changed = directory::upsert(&mut tx, workspace, records).await;
+        Change::Upsert(records, likely) => {
+            let changed = directory::upsert(&mut tx, workspace, records, *likely).await;
             for (record, outcome) in records.iter().zip(changed.unwrap().outcomes) {
                 let before = model.clone();
                 let user = model.upsert(record);

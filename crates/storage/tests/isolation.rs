@@ -20,7 +20,7 @@ INSERT INTO audit_event (workspace_id, actor, action, resource) VALUES ({w}, 'a'
 INSERT INTO request_log (workspace_id, actor, method, request_id, fingerprint) VALUES ({w}, 'a', 'm', 'r', '');
 INSERT INTO directory (workspace_id, next_user_no) VALUES ({w}, 1);
 INSERT INTO directory_user (workspace_id, user_no, epoch) VALUES ({w}, 0, 1);
-INSERT INTO user_identifier VALUES ({w}, 2, 'mail', 'ann', 0, 1);
+INSERT INTO user_identifier VALUES ({w}, gen_random_uuid(), 0);
 INSERT INTO cohort (workspace_id, cohort_id, partner, partner_cohort_id, name)
     VALUES ({w}, '{u}', 'tinyclues', 'c', 'c');
 INSERT INTO cohort_version VALUES ({w}, '{u}', 1, 'i', now(), 1, 1, 0);

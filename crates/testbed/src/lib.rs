@@ -113,15 +113,17 @@ pub async fn number(connection: &mut PgConnection, query: &'static str) -> i64 {
 pub async fn seed_users(connection: &mut PgConnection, workspace: WorkspaceId, count: u32) {
     for statement in [
         "UPDATE directory SET epoch = epoch + 1, next_user_no = 2 * $2::bigint WHERE workspace_id = $1",
-        "INSERT INTO directory_user (workspace_id, user_no, external_id, epoch, identified_epoch)
-         SELECT $1, n, CASE WHEN n < $2 THEN 'u-' || n END, 1, CASE WHEN n < $2 THEN 1 END
-         FROM generate_series(0, 2 * $2 - 1) n",
-        "INSERT INTO user_identifier (workspace_id, kind, label, id, user_no, epoch)
-         SELECT $1, 1, '', 'u-' || n, n, 1 FROM generate_series(0, $2 - 1) n
-         UNION ALL SELECT $1, 2, 'mail', 'a-' || n, n, 1 FROM generate_series(0, $2 - 1) n
-         UNION ALL SELECT $1, 3, '', 'i-' || n, n, 1 FROM generate_series(0, $2 - 1) n
-         UNION ALL SELECT $1, 2, 'mail', 'b-' || n, $2 + n, 1 FROM generate_series(0, $2 - 1) n
-         UNION ALL SELECT $1, 3, '', 'd-' || n, $2 + n, 1 FROM generate_series(0, $2 - 1) n",
+        r"INSERT INTO directory_user
+              (workspace_id, user_no, external_id, identifiers, epoch, identified_epoch)
+          SELECT $1, n, 'u-' || n, E'2mail\ta-' || n || E'\n3i-' || n, 1, 1
+          FROM generate_series(0, $2 - 1) n
+          UNION ALL SELECT $1, $2 + n, NULL, E'2mail\tb-' || n || E'\n3d-' || n, 1, NULL
+          FROM generate_series(0, $2 - 1) n",
+        r"INSERT INTO user_identifier (workspace_id, key, user_no)
+          SELECT $1, identifier_key(line), user_no
+          FROM directory_user,
+               regexp_split_to_table(concat_ws(E'\n', '1' || external_id, identifiers), E'\n') AS line
+          WHERE workspace_id = $1 AND $2 > 0",
     ] {
         sqlx::query(statement)
             .bind(workspace.0)

@@ -13,7 +13,7 @@ use muster_service::{
     response::broken_stream,
     status,
 };
-use muster_storage::{Store, Tx, WorkspaceId};
+use muster_storage::{Store, Tx, WorkspaceId, directory::Likely};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -118,7 +118,8 @@ impl UserService for Api {
         respond(async {
             let (caller, body) = admitted(request);
             let users = wire::users(&body.users)?;
-            let work = async |tx: &mut Tx, workspace| upsert(tx, workspace, users).await;
+            let work =
+                async |tx: &mut Tx, workspace| upsert(tx, workspace, users, Likely::Anyone).await;
             self.change(&caller, &body, work).await
         })
         .await

@@ -2,10 +2,13 @@
 
 use muster_domain::error::{Error, Result};
 use muster_service::Caller;
-use muster_storage::{Store, WorkspaceId, directory::UserRecord};
+use muster_storage::{
+    Store, WorkspaceId,
+    directory::{Likely, UserRecord},
+};
 
 use crate::{
-    outcome::{Answer, Entries},
+    outcome::{Answer, Done, Entries, Outcome},
     upsert::upsert,
 };
 
@@ -16,6 +19,8 @@ pub(crate) struct Import {
     pub(crate) caller: Caller,
     /// The workspace that the first batch named.
     workspace: Option<(String, WorkspaceId)>,
+    /// As the last batch was, the next one is likely to be.
+    likely: Likely,
 }
 
 impl Import {
@@ -24,6 +29,7 @@ impl Import {
             store,
             caller,
             workspace: None,
+            likely: Likely::Anyone,
         }
     }
 
@@ -45,13 +51,16 @@ impl Import {
 
     /// Applies a batch in one transaction.
     pub(crate) async fn apply(
-        &self,
+        &mut self,
         workspace: WorkspaceId,
         batch: Entries<UserRecord<'_>>,
     ) -> Result<Answer> {
         let mut tx = self.store.begin_in("import_users", workspace).await?;
-        let answer = upsert(&mut tx, workspace, batch).await?;
+        let answer = upsert(&mut tx, workspace, batch, self.likely).await?;
         tx.commit().await?;
+        let mut outcomes = answer.outcomes.iter();
+        let all_new = outcomes.all(|outcome| matches!(outcome, Outcome::Done(Done::Created, _)));
+        self.likely = if all_new { Likely::New } else { Likely::Anyone };
         Ok(answer)
     }
 }

@@ -3,7 +3,7 @@
 use muster_domain::error::Result;
 use muster_storage::{
     Tx, WorkspaceId,
-    directory::{self, Conflict, Upserted, UserRecord},
+    directory::{self, Conflict, Likely, Upserted, UserRecord},
 };
 
 use crate::outcome::{Answer, Done, Entries, Outcome};
@@ -13,8 +13,9 @@ pub(crate) async fn upsert(
     tx: &mut Tx,
     workspace: WorkspaceId,
     records: Entries<UserRecord<'_>>,
+    likely: Likely,
 ) -> Result<Answer> {
-    let changed = directory::upsert(tx, workspace, &records.well_formed).await?;
+    let changed = directory::upsert(tx, workspace, &records.well_formed, likely).await?;
     Ok(records.answer(changed, describe))
 }
 

@@ -357,7 +357,7 @@ impl Restored {
             oracle::check_published(&self.shop, &cohort, members).await;
         }
         let mut connection = self.store.connection().await.unwrap();
-        let query = "SELECT id FROM user_identifier WHERE kind = 1 AND id LIKE 'new-%'";
+        let query = "SELECT external_id FROM directory_user WHERE external_id LIKE 'new-%'";
         let users: Vec<String> = sqlx::query_scalar(query)
             .fetch_all(&mut *connection)
             .await

@@ -94,9 +94,14 @@ impl Story {
         oracle::fill(&muster.shop, THIN).await;
         let mut conn = muster.store.connection().await.unwrap();
         sqlx::query(
-            "INSERT INTO user_identifier (workspace_id, kind, label, id, user_no, epoch)
-             SELECT workspace_id, 2, repeat('l', $1), rpad(user_no || '-', $1, 'n'), user_no, epoch
-             FROM directory_user WHERE user_no < $2",
+            r"WITH fat AS (
+                  UPDATE directory_user
+                  SET identifiers = '2' || repeat('l', $1) || E'\t' || rpad(user_no || '-', $1, 'n')
+                  WHERE user_no < $2
+                  RETURNING workspace_id, identifiers, user_no
+              )
+              INSERT INTO user_identifier (workspace_id, key, user_no)
+              SELECT workspace_id, identifier_key(identifiers), user_no FROM fat",
         )
         .bind(i32::try_from(LONG).unwrap())
         .bind(i64::try_from(FAT).unwrap())

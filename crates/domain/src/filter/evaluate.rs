@@ -18,22 +18,53 @@ impl ExpandedFilter {
         everyone: &RoaringBitmap,
         cohort: &mut impl FnMut(&Uuid) -> Result<B, E>,
     ) -> Result<RoaringBitmap, E> {
-        let Part { users, complement } = part(self, cohort)?;
-        Ok(if complement {
-            everyone - users.get()
-        } else {
-            everyone & users.get()
+        let Part { within, without } = part(self, cohort)?;
+        Ok(match within {
+            None => everyone - union(without).get(),
+            Some(users) => {
+                let users = subtract(users, without);
+                // Comparing numbers takes a hundredth of the time that making another set does.
+                if is_among(users.get(), everyone) {
+                    users.into_set()
+                } else {
+                    everyone & users.get()
+                }
+            }
+        })
+    }
+
+    /// How many users match: as many as [`evaluate`](Self::evaluate) gives, mostly without making a
+    /// set of them.
+    ///
+    /// # Errors
+    /// That of `cohort`.
+    pub fn count<B: Borrow<RoaringBitmap>, E>(
+        &self,
+        everyone: &RoaringBitmap,
+        cohort: &mut impl FnMut(&Uuid) -> Result<B, E>,
+    ) -> Result<u64, E> {
+        let Part { within, without } = part(self, cohort)?;
+        Ok(match (within, without.as_slice()) {
+            (None, _) => everyone.len() - everyone.intersection_len(union(without).get()),
+            (Some(users), [only]) if is_among(users.get(), everyone) => {
+                users.get().len() - users.get().intersection_len(only.get())
+            }
+            (Some(users), _) => everyone.intersection_len(subtract(users, without).get()),
         })
     }
 }
 
-/// A set of users or, where `complement` is set, everyone but them.
+fn is_among(users: &RoaringBitmap, everyone: &RoaringBitmap) -> bool {
+    everyone.intersection_len(users) == users.len()
+}
+
+/// The users of a set, or everyone where there is none, but for those of other sets.
 ///
-/// Carrying the complement as a mark means that "does not include" becomes one subtraction where it
-/// meets a set, and that `everyone` is touched once, at the very end.
+/// A subtraction is put off until its result is needed as a set: "does not include" becomes one where
+/// it meets a set, a count needs none, and `everyone` is touched once, at the very end.
 struct Part<B> {
-    users: Users<B>,
-    complement: bool,
+    within: Option<Users<B>>,
+    without: Vec<Users<B>>,
 }
 
 enum Users<B> {
@@ -48,13 +79,34 @@ impl<B: Borrow<RoaringBitmap>> Users<B> {
             Self::Made(users) => users,
         }
     }
+
+    fn into_set(self) -> RoaringBitmap {
+        match self {
+            Self::Given(users) => users.borrow().clone(),
+            Self::Made(users) => users,
+        }
+    }
 }
 
-impl<B> Part<B> {
-    fn inverted(self) -> Self {
+impl<B: Borrow<RoaringBitmap>> Part<B> {
+    fn within(users: Users<B>) -> Self {
         Self {
-            complement: !self.complement,
-            ..self
+            within: Some(users),
+            without: Vec::new(),
+        }
+    }
+
+    fn without(users: Users<B>) -> Self {
+        Self {
+            within: None,
+            without: vec![users],
+        }
+    }
+
+    fn inverted(self) -> Self {
+        match self.within {
+            None => Self::within(union(self.without)),
+            Some(users) => Self::without(subtract(users, self.without)),
         }
     }
 }
@@ -69,9 +121,10 @@ fn part<B: Borrow<RoaringBitmap>, E>(
         } => {
             let members = cohorts.iter().map(|id| cohort(id).map(Users::Given));
             let users = union(members.collect::<Result<_, E>>()?);
-            Ok(Part {
-                users,
-                complement: !includes,
+            Ok(if *includes {
+                Part::within(users)
+            } else {
+                Part::without(users)
             })
         }
         Filter::AllOf(members) => {
@@ -91,25 +144,24 @@ fn part<B: Borrow<RoaringBitmap>, E>(
 }
 
 fn all_of<B: Borrow<RoaringBitmap>>(parts: Vec<Part<B>>) -> Part<B> {
-    let (without, within): (Vec<_>, Vec<_>) = parts.into_iter().partition(|part| part.complement);
-    let [without, within] =
-        [without, within].map(|parts| parts.into_iter().map(|part| part.users).collect::<Vec<_>>());
-    if within.is_empty() {
-        return Part {
-            users: union(without),
-            complement: true,
-        };
+    let (mut within, mut without) = (Vec::new(), Vec::new());
+    for part in parts {
+        within.extend(part.within);
+        without.extend(part.without);
     }
-    let users = without.iter().fold(intersection(within), |users, without| {
+    Part {
+        within: (!within.is_empty()).then(|| intersection(within)),
+        without,
+    }
+}
+
+fn subtract<B: Borrow<RoaringBitmap>>(users: Users<B>, without: Vec<Users<B>>) -> Users<B> {
+    without.iter().fold(users, |users, without| {
         Users::Made(match users {
             Users::Given(users) => users.borrow() - without.get(),
             Users::Made(users) => users - without.get(),
         })
-    });
-    Part {
-        users,
-        complement: false,
-    }
+    })
 }
 
 fn union<B: Borrow<RoaringBitmap>>(sets: Vec<Users<B>>) -> Users<B> {
@@ -192,6 +244,8 @@ mod tests {
                 let members = &cohorts[id.as_u128() as usize];
                 Ok::<_, Infallible>(members.iter().copied().collect::<RoaringBitmap>())
             };
+            let Ok(count) = filter.count(&everyone, &mut { bitmap });
+            prop_assert_eq!(count, expected.len() as u64);
             let Ok(found) = filter.evaluate(&everyone, &mut { bitmap });
             prop_assert_eq!(found.into_iter().collect::<Naive>(), expected);
         }

@@ -256,10 +256,10 @@ async fn a_view_prints_what_it_names_and_no_more() {
     let it = Deployment::start().await;
     it.users(2).await;
     it.anonymous_user(2, "d-2").await;
-    it.identifier(2, 2, "mail", "x@example").await;
-    it.identifier(0, 2, "mail", "b@example").await;
-    it.identifier(0, 2, "mail", "a@example").await;
-    it.identifier(0, 3, "", "d-0").await;
+    it.identifier(2, "2mail\tx@example").await;
+    it.identifier(0, "2mail\tb@example").await;
+    it.identifier(0, "2mail\ta@example").await;
+    it.identifier(0, "3d-0").await;
     it.cohort("c", "c", [0, 1, 2]).await;
     let view = async |view: pb::AudienceView| {
         let request = pb::ResolveSegmentRequest {

@@ -209,7 +209,7 @@ async fn a_merged_user_is_explained_as_the_survivor() {
 async fn the_directory_decides_about_the_deleted_the_unknown_and_devices_of_identified_users() {
     let it = with_cohorts().await;
     it.erase(1).await;
-    it.identifier(5, 3, "", "d-77").await;
+    it.identifier(5, "3d-77").await;
     it.anonymous_user(20, "d-78").await;
     let everyone = r#"not tinyclues:"churned""#;
     let deleted = check(&it, User::UserNo(1), everyone).await;
@@ -277,8 +277,11 @@ async fn an_identifier_that_was_uploaded_but_matched_nobody_is_found_again() {
     );
 
     // The user came later than the upload.
-    it.sql("UPDATE user_identifier SET id = 'u-99' WHERE id = 'u-1'")
-        .await;
+    it.sql(
+        "UPDATE user_identifier SET key = identifier_key('1u-99')
+         WHERE key = identifier_key('1u-1')",
+    )
+    .await;
     let found = check(&it, external_id("u-99"), audience).await;
     assert_eq!((found.member, found.subject_state()), (false, State::Live));
     assert_eq!(found.deciding_path, "cohort");

@@ -121,17 +121,16 @@ impl Deployment {
         self.users_with_padding(count, 0).await;
     }
 
-    /// As [`users`](Self::users), with so many more characters in each external id, by which they
-    /// are not found.
+    /// As [`users`](Self::users), with so many more characters in each external id.
     pub(crate) async fn users_with_padding(&self, count: u32, padding: usize) {
         self.sql(&format!(
             "UPDATE directory SET epoch = epoch + 1, next_user_no = {count} WHERE workspace_id = $ws;
              INSERT INTO directory_user (workspace_id, user_no, external_id, epoch, identified_epoch)
              SELECT $ws, n, 'u-' || n || repeat('x', {padding}), 1, 1
              FROM generate_series(0, {count}::bigint - 1) n;
-             INSERT INTO user_identifier (workspace_id, kind, label, id, user_no, epoch)
-             SELECT $ws, 1, '', 'u-' || n, n, 1
-             FROM generate_series(0, {count}::bigint - 1) n WHERE {padding} = 0;"
+             INSERT INTO user_identifier (workspace_id, key, user_no)
+             SELECT $ws, identifier_key('1u-' || n || repeat('x', {padding})), n
+             FROM generate_series(0, {count}::bigint - 1) n;"
         ))
         .await;
     }
@@ -144,13 +143,16 @@ impl Deployment {
              SELECT $ws, {user}, epoch FROM directory WHERE workspace_id = $ws;"
         ))
         .await;
-        self.identifier(user, 3, "", device).await;
+        self.identifier(user, &format!("3{device}")).await;
     }
 
-    pub(crate) async fn identifier(&self, user: u32, kind: u8, label: &str, id: &str) {
+    /// Another identifier of a user, given by its line.
+    pub(crate) async fn identifier(&self, user: u32, line: &str) {
         self.sql(&format!(
-            "INSERT INTO user_identifier (workspace_id, kind, label, id, user_no, epoch)
-             VALUES ($ws, {kind}, '{label}', '{id}', {user}, 1);"
+            "UPDATE directory_user SET identifiers = concat_ws(E'\\n', identifiers, '{line}')
+             WHERE workspace_id = $ws AND user_no = {user};
+             INSERT INTO user_identifier (workspace_id, key, user_no)
+             VALUES ($ws, identifier_key('{line}'), {user});"
         ))
         .await;
     }
@@ -158,7 +160,14 @@ impl Deployment {
     pub(crate) async fn merge(&self, user: u32, into: u32) {
         self.sql(&format!(
             "UPDATE directory SET epoch = epoch + 1 WHERE workspace_id = $ws;
+             UPDATE directory_user into_user
+             SET identifiers = concat_ws(E'\\n', into_user.identifiers, '1' || ended.external_id,
+                                         ended.identifiers)
+             FROM directory_user ended
+             WHERE into_user.workspace_id = $ws AND into_user.user_no = {into}
+               AND ended.workspace_id = $ws AND ended.user_no = {user};
              UPDATE directory_user SET state = 2, merged_into = {into}, external_id = NULL,
+                    identifiers = NULL,
                     epoch = (SELECT epoch FROM directory WHERE workspace_id = $ws)
              WHERE workspace_id = $ws AND user_no = {user};
              UPDATE user_identifier SET user_no = {into}
@@ -171,6 +180,7 @@ impl Deployment {
         self.sql(&format!(
             "UPDATE directory SET epoch = epoch + 1 WHERE workspace_id = $ws;
              UPDATE directory_user SET state = 3, merged_into = NULL, external_id = NULL,
+                    identifiers = NULL,
                     epoch = (SELECT epoch FROM directory WHERE workspace_id = $ws)
              WHERE workspace_id = $ws AND user_no = {user};
              DELETE FROM user_identifier WHERE workspace_id = $ws AND user_no = {user};"

@@ -109,7 +109,7 @@ async fn who_was_merged_since_comes_out_once() {
         view: pb::AudienceView::Full.into(),
         ..kept(&id)
     };
-    it.identifier(15, 3, "", "d-15").await;
+    it.identifier(15, "3d-15").await;
     let members = it.stream(full).await.unwrap().members();
     assert_eq!(members[2].device_ids, ["d-15"]);
     let numbers = pb::ResolveSegmentRequest {

@@ -4,8 +4,10 @@ use std::collections::HashMap;
 
 use muster_domain::{identifier::IdentifierRef, user_set::UserSet};
 use sqlx::PgConnection;
+use uuid::Uuid;
 
-use crate::{Result, WorkspaceId, directory::follow::user_no};
+use super::{matching::owners, record::key};
+use crate::{Result, WorkspaceId};
 
 /// What a call did to the directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,7 +19,7 @@ pub struct Changed<T> {
 }
 
 /// The directory of a workspace, locked against other changes until the transaction ends.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Locked {
     workspace: WorkspaceId,
     /// The epoch before the change.
@@ -83,42 +85,16 @@ pub(super) async fn look_up<'a>(
     workspace: WorkspaceId,
     identifiers: impl Iterator<Item = IdentifierRef<'a>>,
 ) -> Result<Known<'a>> {
-    let mut sent: Vec<IdentifierRef<'a>> = identifiers.collect();
+    let mut sent: Vec<(Uuid, IdentifierRef<'a>)> = identifiers.map(|i| (key(i), i)).collect();
     // In the order of the index, neighbours share its pages.
     sent.sort_unstable();
     sent.dedup();
-    let kinds: Vec<i16> = sent.iter().map(|i| i.kind.code().into()).collect();
-    let labels: Vec<&str> = sent.iter().map(|i| i.label).collect();
-    let ids: Vec<&str> = sent.iter().map(|i| i.id).collect();
-    let found = sqlx::query!(
-        // One probe of the index for each, whatever the planner believes of their number: left to
-        // itself it may read the whole table.
-        r#"SELECT sent.position AS "position!", found.user_no AS "user_no!",
-                  found.identified AS "identified!"
-           FROM unnest($2::smallint[], $3::text[], $4::text[])
-                WITH ORDINALITY AS sent (kind, label, id, position)
-           CROSS JOIN LATERAL (
-               SELECT i.user_no, u.external_id IS NOT NULL AS identified
-               FROM user_identifier i
-               JOIN directory_user u ON u.workspace_id = i.workspace_id AND u.user_no = i.user_no
-               WHERE i.workspace_id = $1 AND i.kind = sent.kind AND i.label = sent.label
-                 AND i.id = sent.id
-               LIMIT 1
-           ) AS found"#,
-        workspace.0,
-        &kinds,
-        &labels as &[&str],
-        &ids as &[&str],
-    )
-    .fetch_all(conn)
-    .await?;
+    let keys: Vec<Uuid> = sent.iter().map(|(key, _)| *key).collect();
     let mut known = Known::default();
-    for row in found {
-        let index = usize::try_from(row.position - 1).expect("positions begin at 1");
-        let user = user_no(row.user_no);
-        known.owners.insert(sent[index], user);
-        if row.identified {
-            known.identified.insert(user);
+    for owner in owners(conn, workspace, &keys).await? {
+        known.owners.insert(sent[owner.position].1, owner.user);
+        if owner.is_identified {
+            known.identified.insert(owner.user);
         }
     }
     Ok(known)
@@ -129,28 +105,22 @@ pub(super) fn numbers(users: impl IntoIterator<Item = u32>) -> Vec<i64> {
     users.into_iter().map(i64::from).collect()
 }
 
-/// Adds identifiers, none of which is known, to users.
-pub(super) async fn insert_identifiers(
+/// Lets identifiers, none of which is known, lead to users, whose rows have them already.
+pub(super) async fn insert_keys(
     conn: &mut PgConnection,
     workspace: WorkspaceId,
-    epoch: i64,
-    added: &[(IdentifierRef<'_>, u32)],
+    added: impl Iterator<Item = (IdentifierRef<'_>, u32)>,
 ) -> Result<()> {
-    let kinds: Vec<i16> = added.iter().map(|(i, _)| i.kind.code().into()).collect();
-    let labels: Vec<&str> = added.iter().map(|(i, _)| i.label).collect();
-    let ids: Vec<&str> = added.iter().map(|(i, _)| i.id).collect();
-    let users = numbers(added.iter().map(|(_, user)| *user));
+    let mut added: Vec<(Uuid, u32)> = added.map(|(i, user)| (key(i), user)).collect();
+    // In the order of the index, neighbours share its pages.
+    added.sort_unstable();
+    let (keys, users): (Vec<Uuid>, Vec<u32>) = added.into_iter().unzip();
     sqlx::query!(
-        "INSERT INTO user_identifier (workspace_id, kind, label, id, user_no, epoch)
-         SELECT $1, kind, label, id, user_no, $6
-         FROM unnest($2::smallint[], $3::text[], $4::text[], $5::bigint[])
-              AS added (kind, label, id, user_no)",
+        "INSERT INTO user_identifier (workspace_id, key, user_no)
+         SELECT $1, key, user_no FROM unnest($2::uuid[], $3::bigint[]) AS added (key, user_no)",
         workspace.0,
-        &kinds,
-        &labels as &[&str],
-        &ids as &[&str],
-        &users,
-        epoch,
+        &keys,
+        &numbers(users),
     )
     .execute(conn)
     .await?;

@@ -2,8 +2,12 @@
 
 use muster_domain::{identifier::IdentifierRef, user_set::UserSet};
 use sqlx::PgConnection;
+use uuid::Uuid;
 
-use super::change::{Changed, lock, look_up, numbers};
+use super::{
+    change::{Changed, lock, look_up, numbers},
+    record::{key, read_all},
+};
 use crate::{Result, WorkspaceId, rejected};
 
 /// What became of an entry.
@@ -50,8 +54,20 @@ async fn erase(
     epoch: i64,
     users: &[i64],
 ) -> Result<()> {
+    let rows = sqlx::query!(
+        "SELECT external_id, identifiers FROM directory_user
+         WHERE workspace_id = $1 AND user_no = ANY ($2)",
+        workspace.0,
+        users,
+    )
+    .fetch_all(&mut *conn)
+    .await?;
+    let erased: Vec<IdentifierRef<'_>> = rows
+        .iter()
+        .flat_map(|row| read_all(row.external_id.as_deref(), row.identifiers.as_deref()))
+        .collect::<Result<_>>()?;
     sqlx::query!(
-        "UPDATE directory_user SET state = 3, external_id = NULL, epoch = $3
+        "UPDATE directory_user SET state = 3, external_id = NULL, identifiers = NULL, epoch = $3
          WHERE workspace_id = $1 AND user_no = ANY ($2)",
         workspace.0,
         users,
@@ -59,16 +75,13 @@ async fn erase(
     )
     .execute(&mut *conn)
     .await?;
-    let erased = sqlx::query!(
-        "DELETE FROM user_identifier WHERE workspace_id = $1 AND user_no = ANY ($2)
-         RETURNING kind, label, id",
+    let keys: Vec<Uuid> = erased.iter().map(|identifier| key(*identifier)).collect();
+    sqlx::query!(
+        "DELETE FROM user_identifier WHERE workspace_id = $1 AND key = ANY ($2)",
         workspace.0,
-        users,
+        &keys,
     )
-    .fetch_all(&mut *conn)
+    .execute(&mut *conn)
     .await?;
-    let kinds: Vec<i16> = erased.iter().map(|row| row.kind).collect();
-    let labels: Vec<&[u8]> = erased.iter().map(|row| row.label.as_bytes()).collect();
-    let ids: Vec<&[u8]> = erased.iter().map(|row| row.id.as_bytes()).collect();
-    rejected::forget(conn, workspace, &kinds, &labels, &ids).await
+    rejected::forget(conn, workspace, &erased).await
 }

@@ -1,4 +1,4 @@
-//! What an index of a directory in memory is fed with: all identifiers, and what changed since.
+//! What an index of a directory in memory is fed with: all live users, and what changed since.
 //!
 //! Nothing here needs one snapshot. An index that was read while the directory changed is right once
 //! every user who was touched since the epoch before has been read again.
@@ -6,11 +6,11 @@
 use futures::TryStreamExt as _;
 use muster_domain::{
     error::Error,
-    identifier::{Identifier, IdentifierKind, IdentifierRef},
+    identifier::{Identifier, IdentifierRef},
 };
 use sqlx::PgConnection;
 
-use super::follow::user_no;
+use super::{follow::user_no, record};
 use crate::{Result, Store, WorkspaceId};
 
 /// Which history of a directory its epochs count: not the same one before and after a database was
@@ -125,24 +125,19 @@ pub async fn touched_since(
     /// As many as one change touches, more or less.
     const LIMIT: i64 = 10_000;
     let mut rows = sqlx::query!(
-        // LIMIT and OFFSET keep the planner on the indices, whatever it believes of the numbers.
+        // LIMIT keeps the planner on the index, whatever it believes of the numbers.
         r#"SELECT d.epoch, d.next_user_no, pg_postmaster_start_time() AS "started_at!",
                   (SELECT oid FROM pg_database WHERE datname = current_database()) AS "database!",
                   d.tableoid AS "table!", u.user_no AS "user_no?", u.epoch AS "touched_at?",
-                  u.external_id, i.kind AS "kind?", i.label AS "label?", i.id AS "id?"
+                  u.external_id, u.identifiers
            FROM directory d
            LEFT JOIN LATERAL (
-               SELECT user_no, epoch, external_id FROM directory_user
+               SELECT user_no, epoch, external_id, identifiers FROM directory_user
                WHERE workspace_id = $1 AND (epoch, user_no) > ($2, $3)
                ORDER BY epoch, user_no LIMIT $4
            ) AS u ON true
-           LEFT JOIN LATERAL (
-               SELECT kind, label, id FROM user_identifier
-               WHERE workspace_id = $1 AND user_no = u.user_no
-               OFFSET 0
-           ) AS i ON true
            WHERE d.workspace_id = $1
-           ORDER BY u.epoch, u.user_no, i.kind, i.label, i.id"#,
+           ORDER BY u.epoch, u.user_no"#,
         workspace.0,
         since.0,
         since.1,
@@ -162,29 +157,20 @@ pub async fn touched_since(
             continue;
         };
         last = Point(touched_at, number);
-        let number = user_no(number);
-        if users.last().is_none_or(|user| user.number != number) {
-            users.push(TouchedUser {
-                number,
-                printed: row.external_id.is_some(),
-                identifiers: Vec::new(),
-            });
-        }
-        if let (Some(kind), Some(label), Some(id)) = (row.kind, row.label, row.id) {
-            let user = users.last_mut().expect("pushed above");
-            let identifier = Identifier {
-                kind: kind_of(kind)?,
-                label,
-                id,
-            };
-            if identifier.kind == IdentifierKind::ExternalId
-                && row.external_id.as_ref() == Some(&identifier.id)
-            {
-                user.identifiers.insert(0, identifier);
-            } else {
-                user.identifiers.push(identifier);
-            }
-        }
+        let mut identifiers = Vec::new();
+        read_record(
+            row.external_id.as_deref(),
+            row.identifiers.as_deref(),
+            &mut identifiers,
+        )?;
+        users.push(TouchedUser {
+            number: user_no(number),
+            printed: row.external_id.is_some(),
+            identifiers: identifiers
+                .into_iter()
+                .map(IdentifierRef::to_owned)
+                .collect(),
+        });
     }
     let position = position.ok_or_else(|| Error::not_found("directory", "of the workspace"))?;
     let full = i64::try_from(users.len()).is_ok_and(|count| count >= LIMIT);
@@ -195,9 +181,20 @@ pub async fn touched_since(
     })
 }
 
-fn kind_of(code: i16) -> Result<IdentifierKind> {
-    let kind = u8::try_from(code).ok().and_then(IdentifierKind::from_code);
-    Ok(kind.ok_or_else(|| Error::internal("unknown kind of identifier"))?)
+/// The identifiers of a user in the order of a record: the one that audiences print first, then by
+/// kind, label and id.
+fn read_record<'a>(
+    external_id: Option<&'a str>,
+    lines: Option<&'a str>,
+    identifiers: &mut Vec<IdentifierRef<'a>>,
+) -> Result<()> {
+    identifiers.clear();
+    for identifier in record::read_all(external_id, lines) {
+        identifiers.push(identifier?);
+    }
+    let printed = usize::from(external_id.is_some());
+    identifiers[printed..].sort_unstable();
+    Ok(())
 }
 
 impl Store {
@@ -206,49 +203,41 @@ impl Store {
     /// # Errors
     /// `UNAVAILABLE` if the database cannot be reached.
     pub async fn feed_connection(&self, workspace: WorkspaceId) -> Result<PgConnection> {
-        // The index on user_no gives the identifiers of a user together, and only those of one
-        // workspace. The planner would rather read the whole table and sort it.
+        // The indices give the users of one workspace, and those who were touched in order. The
+        // planner would rather read the whole table.
         self.dial(&[
             ("muster.workspace", &workspace.0.to_string()),
             ("statement_timeout", "0"),
             ("enable_seqscan", "off"),
-            ("enable_bitmapscan", "off"),
             ("enable_sort", "off"),
         ])
         .await
     }
 }
 
-/// An identifier of a user, as it is read in bulk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Row<'a> {
-    /// Whose it is.
-    pub user: u32,
-    /// The identifier.
-    pub identifier: IdentifierRef<'a>,
-}
-
-/// A row as it arrives, to be read by [`row`].
+/// A live user as it is read in bulk, to be read by [`row`].
 pub use bytes::Bytes as RawRow;
 
-/// Hands the identifiers of the users in a range of numbers to `take`, user by user; those of one
-/// user in any order.
+/// Hands the live users in a range of numbers to `take`, in any order.
 ///
 /// # Errors
 /// If the database fails, or `take` says so.
-pub async fn copy_identifiers(
+pub async fn copy_users(
     conn: &mut PgConnection,
     workspace: WorkspaceId,
     users: std::ops::Range<u64>,
     mut take: impl FnMut(RawRow) -> Result<()>,
 ) -> Result<()> {
     let statement = format!(
-        "COPY (SELECT user_no, kind, label, id FROM user_identifier
-               WHERE workspace_id = {} AND user_no >= {} AND user_no < {}
-               ORDER BY user_no)
+        "COPY (SELECT user_no, external_id, identifiers FROM directory_user
+               WHERE workspace_id = {} AND user_no >= {} AND user_no < {} AND state = 1)
          TO STDOUT (FORMAT binary)",
         workspace.0, users.start, users.end,
     );
+    // Page by page of the table, instead of going to one for each entry of the index.
+    sqlx::raw_sql("SET enable_indexscan = off")
+        .execute(&mut *conn)
+        .await?;
     let mut rows = conn.copy_out_raw(&statement).await?;
     let mut first = true;
     while let Some(mut row) = rows.try_next().await? {
@@ -261,6 +250,10 @@ pub async fn copy_identifiers(
         }
         take(row)?;
     }
+    drop(rows);
+    sqlx::raw_sql("RESET enable_indexscan")
+        .execute(conn)
+        .await?;
     Ok(())
 }
 
@@ -281,29 +274,27 @@ fn skip_header(bytes: &mut RawRow) -> Result<()> {
     Ok(())
 }
 
-/// Reads a row that [`copy_identifiers`] handed out.
+/// Reads a row that [`copy_users`] handed out: the number of the user, whether the first identifier
+/// is the external id that audiences print, and, into `identifiers`, all of them in the order of
+/// [`TouchedUser::identifiers`].
 ///
 /// # Errors
 /// `INTERNAL` if it is not one.
-pub fn row(raw: &RawRow) -> Result<Row<'_>> {
+pub fn row<'a>(raw: &'a RawRow, identifiers: &mut Vec<IdentifierRef<'a>>) -> Result<(u32, bool)> {
     let mut fields = Fields(raw);
-    let row = (|| {
-        fields.expect(4u16.to_be_bytes())?;
-        let user = i64::from_be_bytes(fields.next()?.try_into().ok()?);
-        let kind = i16::from_be_bytes(fields.next()?.try_into().ok()?);
-        Some(Row {
-            user: u32::try_from(user).ok()?,
-            identifier: IdentifierRef {
-                kind: IdentifierKind::from_code(u8::try_from(kind).ok()?)?,
-                label: str::from_utf8(fields.next()?).ok()?,
-                id: str::from_utf8(fields.next()?).ok()?,
-            },
-        })
+    let parts = (|| {
+        fields.expect(3u16.to_be_bytes())?;
+        let user = i64::from_be_bytes(fields.next()??.try_into().ok()?);
+        let external_id = fields.text()?;
+        Some((u32::try_from(user).ok()?, external_id, fields.text()?))
     })();
-    Ok(row.ok_or_else(unreadable)?)
+    let (user, external_id, lines) = parts.ok_or_else(unreadable)?;
+    read_record(external_id, lines, identifiers)?;
+    Ok((user, external_id.is_some()))
 }
 
-/// The fields of a row: each its length in 4 bytes, big-endian, and its bytes.
+/// The fields of a row: each its length in 4 bytes, big-endian, and its bytes. A length of -1 stands
+/// for null.
 struct Fields<'a>(&'a [u8]);
 
 impl<'a> Fields<'a> {
@@ -312,42 +303,25 @@ impl<'a> Fields<'a> {
         Some(())
     }
 
-    fn next(&mut self) -> Option<&'a [u8]> {
+    fn next(&mut self) -> Option<Option<&'a [u8]>> {
         let (length, rest) = self.0.split_first_chunk::<4>()?;
-        let length = u32::from_be_bytes(*length) as usize;
-        let (field, rest) = rest.split_at_checked(length)?;
         self.0 = rest;
-        Some(field)
+        if *length == [0xff; 4] {
+            return Some(None);
+        }
+        let (field, rest) = rest.split_at_checked(u32::from_be_bytes(*length) as usize)?;
+        self.0 = rest;
+        Some(Some(field))
+    }
+
+    fn text(&mut self) -> Option<Option<&'a str>> {
+        match self.next()? {
+            None => Some(None),
+            Some(bytes) => Some(Some(str::from_utf8(bytes).ok()?)),
+        }
     }
 }
 
 fn unreadable() -> Error {
-    Error::internal("the database sent identifiers in a form that was not asked for")
-}
-
-/// The external ids that audiences print of the users whom others were merged into. Whoever has
-/// several external ids is among them.
-///
-/// # Errors
-/// If the database fails.
-pub async fn survivors(
-    conn: &mut PgConnection,
-    workspace: WorkspaceId,
-) -> Result<std::collections::HashMap<u32, String>> {
-    let rows = sqlx::query!(
-        r#"SELECT DISTINCT survivor.user_no, survivor.external_id AS "external_id!"
-           FROM directory_user merged
-           JOIN directory_user survivor
-             ON survivor.workspace_id = merged.workspace_id
-            AND survivor.user_no = merged.merged_into
-           WHERE merged.workspace_id = $1 AND merged.state <> 1 AND merged.merged_into IS NOT NULL
-             AND survivor.external_id IS NOT NULL"#,
-        workspace.0,
-    )
-    .fetch_all(conn)
-    .await?;
-    Ok(rows
-        .into_iter()
-        .map(|row| (user_no(row.user_no), row.external_id))
-        .collect())
+    Error::internal("the database sent users in a form that was not asked for")
 }

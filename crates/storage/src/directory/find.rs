@@ -1,13 +1,15 @@
 //! Finding one user.
 
 use muster_domain::{
-    error::Error,
     identifier::{IdentifierKind, IdentifierRef},
     user_set::Standing,
 };
 use sqlx::PgConnection;
 
-use super::follow::user_no;
+use super::{
+    follow::user_no,
+    record::{key, read},
+};
 use crate::{Result, Timestamp, WorkspaceId};
 
 /// A person or device known to a workspace.
@@ -40,19 +42,16 @@ pub async fn owner(
 ) -> Result<Option<u32>> {
     let owner = sqlx::query_scalar!(
         "SELECT user_no FROM user_identifier
-         WHERE workspace_id = $1 AND kind = $2 AND label = $3 AND id = $4",
+         WHERE workspace_id = $1 AND key = $2",
         workspace.0,
-        i16::from(identifier.kind.code()),
-        identifier.label,
-        identifier.id,
+        key(identifier),
     )
     .fetch_optional(conn)
     .await?;
     Ok(owner.map(user_no))
 }
 
-/// Finds a user by number, also one that was merged or deleted. Takes two statements: use a
-/// [`snapshot`](crate::Store::snapshot).
+/// Finds a user by number, also one that was merged or deleted.
 ///
 /// # Errors
 /// If the database fails.
@@ -70,13 +69,13 @@ pub async fn find(
                FROM chain JOIN directory_user u
                  ON u.workspace_id = $1 AND u.user_no = chain.merged_into
            )
-           SELECT u.external_id, u.created_at, last.user_no AS "last_no!", last.state AS "state!"
+           SELECT u.external_id, u.identifiers, u.created_at, last.user_no AS "last_no!", last.state AS "state!"
            FROM directory_user u, chain last
            WHERE u.workspace_id = $1 AND u.user_no = $2 AND last.merged_into IS NULL"#,
         workspace.0,
         i64::from(user),
     )
-    .fetch_optional(&mut *conn)
+    .fetch_optional(conn)
     .await?;
     let Some(row) = row else { return Ok(None) };
     let last = user_no(row.last_no);
@@ -93,23 +92,15 @@ pub async fn find(
         device_ids: Vec::new(),
         created_at: row.created_at,
     };
-    let identifiers = sqlx::query!(
-        "SELECT kind, label, id FROM user_identifier
-         WHERE workspace_id = $1 AND user_no = $2
-         ORDER BY kind, label, id",
-        workspace.0,
-        i64::from(user),
-    )
-    .fetch_all(conn)
-    .await?;
-    for row in identifiers {
-        let kind = u8::try_from(row.kind).ok();
-        let kind = kind.and_then(IdentifierKind::from_code);
-        match kind.ok_or_else(|| Error::internal("an identifier of no known kind"))? {
-            IdentifierKind::ExternalId if found.external_id.as_ref() == Some(&row.id) => {}
-            IdentifierKind::ExternalId => found.merged_external_ids.push(row.id),
-            IdentifierKind::Alias => found.aliases.push((row.label, row.id)),
-            IdentifierKind::DeviceId => found.device_ids.push(row.id),
+    let lines = row.identifiers.unwrap_or_default();
+    let mut identifiers = read(&lines).collect::<Result<Vec<_>>>()?;
+    identifiers.sort_unstable();
+    for IdentifierRef { kind, label, id } in identifiers {
+        let id = id.to_owned();
+        match kind {
+            IdentifierKind::ExternalId => found.merged_external_ids.push(id),
+            IdentifierKind::Alias => found.aliases.push((label.to_owned(), id)),
+            IdentifierKind::DeviceId => found.device_ids.push(id),
         }
     }
     Ok(Some(found))

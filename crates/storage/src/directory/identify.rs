@@ -3,7 +3,7 @@
 use muster_domain::identifier::IdentifierRef;
 use sqlx::PgConnection;
 
-use super::change::{Changed, Known, insert_identifiers, lock, look_up, numbers};
+use super::change::{Changed, Known, insert_keys, lock, look_up, numbers};
 use crate::{Result, WorkspaceId};
 
 /// An external id for an anonymous user.
@@ -101,5 +101,5 @@ async fn write(
     )
     .execute(&mut *conn)
     .await?;
-    insert_identifiers(conn, workspace, epoch, added).await
+    insert_keys(conn, workspace, added.iter().copied()).await
 }

@@ -8,8 +8,10 @@ use muster_domain::{
     user_set::UserSet,
 };
 use sqlx::PgConnection;
+use uuid::Uuid;
 
-use crate::{Result, WorkspaceId, directory::follow::user_no};
+use super::{follow::user_no, record::key};
+use crate::{Result, WorkspaceId};
 
 /// What an identifier leads to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,44 +37,58 @@ pub async fn match_identifiers(
     if identifiers.is_empty() {
         return Ok(matches);
     }
-    let kinds: Vec<i16> = identifiers
-        .iter()
-        .map(|i| i16::from(i.kind.code()))
-        .collect();
-    let labels: Vec<&str> = identifiers.iter().map(|i| i.label).collect();
-    let ids: Vec<&str> = identifiers.iter().map(|i| i.id).collect();
+    let keys: Vec<Uuid> = identifiers.iter().map(|i| key(*i)).collect();
+    for owner in owners(conn, workspace, &keys).await? {
+        let is_device = identifiers[owner.position].kind == IdentifierKind::DeviceId;
+        matches[owner.position] = if is_device && owner.is_identified {
+            Match::DeviceOfIdentifiedUser(owner.user)
+        } else {
+            Match::User(owner.user)
+        };
+    }
+    Ok(matches)
+}
+
+/// The user that a key leads to.
+pub(super) struct Owner {
+    /// The place of the key among those that were asked for.
+    pub(super) position: usize,
+    pub(super) user: u32,
+    pub(super) is_identified: bool,
+}
+
+/// The users that keys lead to, in any order.
+pub(super) async fn owners(
+    conn: &mut PgConnection,
+    workspace: WorkspaceId,
+    keys: &[Uuid],
+) -> Result<Vec<Owner>> {
     let found = sqlx::query!(
         // One probe of the index for each, whatever the planner believes of their number: left to
         // itself it may read the whole table.
         r#"SELECT sent.position AS "position!", found.user_no AS "user_no!",
-                  found.identified AS "identified!"
-           FROM unnest($2::smallint[], $3::text[], $4::text[])
-                WITH ORDINALITY AS sent (kind, label, id, position)
+                  found.is_identified AS "is_identified!"
+           FROM unnest($2::uuid[]) WITH ORDINALITY AS sent (key, position)
            CROSS JOIN LATERAL (
-               SELECT i.user_no, u.external_id IS NOT NULL AS identified
+               SELECT i.user_no, u.external_id IS NOT NULL AS is_identified
                FROM user_identifier i
                JOIN directory_user u ON u.workspace_id = i.workspace_id AND u.user_no = i.user_no
-               WHERE i.workspace_id = $1 AND i.kind = sent.kind AND i.label = sent.label
-                 AND i.id = sent.id
+               WHERE i.workspace_id = $1 AND i.key = sent.key
                LIMIT 1
            ) AS found"#,
         workspace.0,
-        &kinds,
-        &labels as &[&str],
-        &ids as &[&str],
+        keys,
     )
     .fetch_all(conn)
     .await?;
-    for row in found {
-        let index = usize::try_from(row.position - 1).expect("positions begin at 1");
-        let user = user_no(row.user_no);
-        matches[index] = if row.identified && identifiers[index].kind == IdentifierKind::DeviceId {
-            Match::DeviceOfIdentifiedUser(user)
-        } else {
-            Match::User(user)
-        };
-    }
-    Ok(matches)
+    Ok(found
+        .into_iter()
+        .map(|row| Owner {
+            position: usize::try_from(row.position - 1).expect("positions begin at 1"),
+            user: user_no(row.user_no),
+            is_identified: row.is_identified,
+        })
+        .collect())
 }
 
 /// The users up to `last` that are identified and were touched after an epoch. Whoever was matched

@@ -1,14 +1,18 @@
 //! Writing users: creating them, or adding identifiers to them.
 
-use muster_domain::{
-    error::{Error, Kind},
-    identifier::IdentifierRef,
-    user_set::UserSet,
-};
-use sqlx::PgConnection;
+use std::collections::BTreeMap;
 
-use super::change::{Changed, Known, insert_identifiers, lock, look_up, numbers};
-use crate::{Result, WorkspaceId};
+use muster_domain::{
+    error::{Error as DomainError, Kind},
+    identifier::{IdentifierKind, IdentifierRef},
+};
+use sqlx::{Connection as _, PgConnection};
+
+use super::{
+    change::{Changed, Known, Locked, insert_keys, lock, look_up, numbers},
+    record::append,
+};
+use crate::{Error, Result, WorkspaceId, error::violates};
 
 /// Numbers that a workspace can give to users.
 const MAX_USERS: u64 = 1 << 32;
@@ -61,6 +65,16 @@ pub enum Conflict {
     OtherExternalId(usize),
 }
 
+/// Whom some records are likely to be of. It makes no difference to what becomes of them, only to how
+/// long it takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Likely {
+    /// Of users known and unknown: they are looked up, then written.
+    Anyone,
+    /// Of new users: they are written at once, and looked up if one turns out to be known.
+    New,
+}
+
 /// Writes users. Every record has at least one identifier, and all are well-formed.
 ///
 /// A later record sees what an earlier one did.
@@ -71,25 +85,53 @@ pub async fn upsert(
     conn: &mut PgConnection,
     workspace: WorkspaceId,
     records: &[UserRecord<'_>],
+    likely: Likely,
 ) -> Result<Changed<Upserted>> {
     let mut directory = lock(conn, workspace).await?;
+    if likely == Likely::New
+        && let Some(created) = create(conn, workspace, directory.clone(), records).await?
+    {
+        return Ok(created);
+    }
     let identifiers = records.iter().flat_map(UserRecord::identifiers);
-    let mut plan = Plan {
-        known: look_up(conn, workspace, identifiers).await?,
-        first_user_no: directory.next_user_no,
-        created: Vec::new(),
-        added: Vec::new(),
-        updated: UserSet::new(),
-    };
-    let outcomes = records
-        .iter()
-        .map(|record| plan.decide(record))
-        .collect::<Result<_>>()?;
+    let known = look_up(conn, workspace, identifiers).await?;
+    let mut plan = Plan::new(known, &directory);
+    let outcomes = plan.decide_all(records)?;
     if !plan.added.is_empty() {
         let epoch = directory.advance(conn, plan.created.len()).await?;
         plan.write(conn, workspace, epoch).await?;
     }
     Ok(directory.changed(outcomes))
+}
+
+/// Writes users none of whom has an identifier that is known; `None`, and nothing changed, if one has.
+async fn create(
+    conn: &mut PgConnection,
+    workspace: WorkspaceId,
+    mut directory: Locked,
+    records: &[UserRecord<'_>],
+) -> Result<Option<Changed<Upserted>>> {
+    let mut plan = Plan::new(Known::default(), &directory);
+    // That there are no numbers left may be wrong, too.
+    let Ok(outcomes) = plan.decide_all(records) else {
+        return Ok(None);
+    };
+    if plan.added.is_empty() {
+        return Ok(None);
+    }
+    let mut attempt = conn.begin().await?;
+    let epoch = directory.advance(&mut attempt, plan.created.len()).await?;
+    match plan.write(&mut attempt, workspace, epoch).await {
+        Ok(()) => {
+            attempt.commit().await?;
+            Ok(Some(directory.changed(outcomes)))
+        }
+        Err(Error::Database(error)) if violates(&error, "user_identifier_pkey") => {
+            attempt.rollback().await?;
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// What a batch of records comes to.
@@ -102,11 +144,22 @@ struct Plan<'a> {
     created: Vec<Option<&'a str>>,
     /// The identifiers added.
     added: Vec<(IdentifierRef<'a>, u32)>,
-    /// The users from before the batch that get identifiers.
-    updated: UserSet,
 }
 
 impl<'a> Plan<'a> {
+    fn new(known: Known<'a>, directory: &Locked) -> Self {
+        Self {
+            known,
+            first_user_no: directory.next_user_no,
+            created: Vec::new(),
+            added: Vec::new(),
+        }
+    }
+
+    fn decide_all(&mut self, records: &[UserRecord<'a>]) -> Result<Vec<Upserted>> {
+        records.iter().map(|record| self.decide(record)).collect()
+    }
+
     fn decide(&mut self, record: &UserRecord<'a>) -> Result<Upserted> {
         let mut owned = None;
         for (position, identifier) in record.identifiers().enumerate() {
@@ -138,9 +191,6 @@ impl<'a> Plan<'a> {
         if !self.add(record, user) {
             return Ok(Upserted::Unchanged(user));
         }
-        if u64::from(user) < self.first_user_no {
-            self.updated.insert(user);
-        }
         Ok(Upserted::Updated(user))
     }
 
@@ -148,7 +198,7 @@ impl<'a> Plan<'a> {
         let number = self.first_user_no + self.created.len() as u64;
         let user = u32::try_from(number).map_err(|_| {
             let message = format!("the workspace has had {MAX_USERS} users, which is the most");
-            Error::new(Kind::ResourceExhausted, "USER_NUMBERS_EXHAUSTED", message)
+            DomainError::new(Kind::ResourceExhausted, "USER_NUMBERS_EXHAUSTED", message)
                 .with("limit", MAX_USERS)
         })?;
         self.created.push(external_id);
@@ -171,39 +221,60 @@ impl<'a> Plan<'a> {
     }
 
     async fn write(
-        mut self,
+        self,
         conn: &mut PgConnection,
         workspace: WorkspaceId,
         epoch: i64,
     ) -> Result<()> {
+        // External ids are added to users created alone, in a column of their own.
+        let mut lines: BTreeMap<u32, String> = BTreeMap::new();
+        for (identifier, user) in &self.added {
+            if identifier.kind != IdentifierKind::ExternalId {
+                append(lines.entry(*user).or_default(), *identifier);
+            }
+        }
+        let of_created = match u32::try_from(self.first_user_no) {
+            Ok(first) => lines.split_off(&first),
+            Err(_) => BTreeMap::new(),
+        };
         if !self.created.is_empty() {
             let first = i64::try_from(self.first_user_no).expect("at most 2³²");
+            let identifiers: Vec<Option<&str>> = (self.first_user_no..)
+                .zip(&self.created)
+                .map(|(user, _)| of_created.get(&u32::try_from(user).ok()?))
+                .map(|lines| lines.map(String::as_str))
+                .collect();
             sqlx::query!(
-                "INSERT INTO directory_user (workspace_id, user_no, external_id, epoch, identified_epoch)
-                 SELECT $1, $2 + position - 1, external_id, $4::bigint,
-                        CASE WHEN external_id IS NOT NULL THEN $4::bigint END
-                 FROM unnest($3::text[]) WITH ORDINALITY AS created (external_id, position)",
+                "INSERT INTO directory_user
+                     (workspace_id, user_no, external_id, identifiers, epoch, identified_epoch)
+                 SELECT $1, $2 + position - 1, external_id, identifiers, $5::bigint,
+                        CASE WHEN external_id IS NOT NULL THEN $5::bigint END
+                 FROM unnest($3::text[], $4::text[])
+                      WITH ORDINALITY AS created (external_id, identifiers, position)",
                 workspace.0,
                 first,
                 &self.created as &[Option<&str>],
+                &identifiers as &[Option<&str>],
                 epoch,
             )
             .execute(&mut *conn)
             .await?;
         }
-        if !self.updated.is_empty() {
+        if !lines.is_empty() {
+            let (users, lines): (Vec<u32>, Vec<String>) = lines.into_iter().unzip();
             sqlx::query!(
-                "UPDATE directory_user SET epoch = $3
-                 WHERE workspace_id = $1 AND user_no = ANY ($2)",
+                r"UPDATE directory_user u
+                  SET identifiers = concat_ws(E'\n', u.identifiers, added.identifiers), epoch = $4
+                  FROM unnest($2::bigint[], $3::text[]) AS added (user_no, identifiers)
+                  WHERE u.workspace_id = $1 AND u.user_no = added.user_no",
                 workspace.0,
-                &numbers(&self.updated),
+                &numbers(users),
+                &lines,
                 epoch,
             )
             .execute(&mut *conn)
             .await?;
         }
-        // In the order of the index, neighbours share its pages.
-        self.added.sort_unstable();
-        insert_identifiers(conn, workspace, epoch, &self.added).await
+        insert_keys(conn, workspace, self.added.into_iter()).await
     }
 }
