@@ -130,12 +130,22 @@ impl Deployment {
 
     /// Does something hostile: meanwhile others are served, and memory stays what it is.
     pub(crate) async fn withstands<T>(&self, what: &str, attack: impl Future<Output = T>) -> T {
+        self.withstands_in(MEMORY_BYTES, what, attack).await
+    }
+
+    /// The same, with this many bytes more in memory at most.
+    pub(crate) async fn withstands_in<T>(
+        &self,
+        memory_bytes: u64,
+        what: &str,
+        attack: impl Future<Output = T>,
+    ) -> T {
         let bystander = Bystander::watch(&self.shop);
         let memory = Memory::watch(self.server.pid());
         let result = attack.await;
         bystander.was_served(what).await;
         let grown = memory.grown();
-        assert!(grown < MEMORY_BYTES, "{what}: {} KiB more", grown / 1024);
+        assert!(grown < memory_bytes, "{what}: {} KiB more", grown / 1024);
         eprintln!("{what}: {} KiB more", grown / 1024);
         result
     }

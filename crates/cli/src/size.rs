@@ -17,6 +17,14 @@ pub(crate) fn bytes(text: &str) -> Result<usize, String> {
     bytes.ok_or_else(|| "must be a whole number of KiB, MiB or GiB, such as 512MiB".to_owned())
 }
 
+/// Bytes of which half is enough for one upload of the largest batches.
+pub(crate) fn enough_for_messages(text: &str) -> Result<usize, String> {
+    match bytes(text)? {
+        bytes @ 0x200_0000.. => Ok(bytes),
+        _ => Err("must be 32MiB or more".to_owned()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -21,7 +21,8 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::{
     Ingest,
     imports::{DEFAULT_REJECTED, MAX_REJECTED, Named, Wanted, preview_outdated},
-    session, wire,
+    session::{self, Message},
+    wire,
 };
 
 /// Answers that may wait for a slow reader.
@@ -37,9 +38,11 @@ impl IngestService for Ingest {
         request: Request<Streaming<pb::IngestCohortRequest>>,
     ) -> RpcResult<Self::IngestCohortStream> {
         let (caller, messages) = admitted(request);
-        let messages = messages.map(|message| match message {
-            Ok(message) => message.try_into(),
-            Err(status) => Err(broken_stream(&status)),
+        let reader = caller.clone();
+        let messages = messages.map(move |message| {
+            let message = message.map_err(|status| broken_stream(&status))?;
+            let memory = reader.memory()?;
+            Ok(Message::try_from(message)?.holding(memory))
         });
         let (replies, answers) = mpsc::channel(PENDING_REPLIES);
         tokio::spawn(session::run(self.clone(), caller, messages, replies));

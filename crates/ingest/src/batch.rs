@@ -3,7 +3,7 @@
 use muster_domain::{
     error::{Error, Kind, Result},
     identifier::{IdentifierKind, IdentifierRef},
-    import::{Effect, ImportDigest, MAX_BATCH_IDENTIFIERS, Mode, Run, Unmatched},
+    import::{Effect, ImportDigest, Mode, Run, Unmatched},
     user_set::UserSet,
 };
 use muster_identity::{Identities, Moment};
@@ -17,6 +17,7 @@ use muster_storage::{
     },
     imports::{self, Batch, State},
     rejected::{self, Reason, Rejection},
+    share::Held,
 };
 
 use crate::{Ingest, open::finished, session::Writer};
@@ -26,6 +27,8 @@ use crate::{Ingest, open::finished, session::Writer};
 pub(crate) struct Changes {
     pub(crate) offset: u64,
     pub(crate) changes: Vec<Change>,
+    /// Held for as long as it is there.
+    pub(crate) memory: Option<Held>,
 }
 
 /// Identifiers with one effect. Their order is: external ids, aliases, device ids.
@@ -84,15 +87,8 @@ impl Changes {
     }
 
     pub(crate) fn check(&self, mode: Mode) -> Result<()> {
-        match self.len() {
-            0 => return Err(Error::field("batch.changes", "must hold an identifier")),
-            1..=MAX_BATCH_IDENTIFIERS => {}
-            many => {
-                return Err(Error::field(
-                    "batch.changes",
-                    format!("must hold at most {MAX_BATCH_IDENTIFIERS} identifiers, not {many}"),
-                ));
-            }
+        if self.len() == 0 {
+            return Err(Error::field("batch.changes", "must hold an identifier"));
         }
         let removal = self
             .changes

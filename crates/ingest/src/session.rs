@@ -11,7 +11,7 @@ use muster_domain::{
     import::{ImportDigest, Mode, Summary},
 };
 use muster_service::{Admission, Caller, shutting_down};
-use muster_storage::{Timestamp, WorkspaceId};
+use muster_storage::{Timestamp, WorkspaceId, share::Held};
 use tokio::{sync::mpsc, time::timeout};
 
 use crate::{
@@ -30,6 +30,16 @@ pub(crate) enum Message {
     Open(Box<Open>),
     Batch(Changes),
     Commit(Commit),
+}
+
+impl Message {
+    /// The same, which holds the memory that it takes if it is large.
+    pub(crate) fn holding(mut self, memory: Held) -> Self {
+        if let Self::Batch(batch) = &mut self {
+            batch.memory = Some(memory);
+        }
+        self
+    }
 }
 
 /// Opens or resumes an import.

@@ -3,7 +3,7 @@
 use muster_domain::{
     error::{Error, FieldContext as _, Result},
     identifier::{Identifier, IdentifierKind},
-    import::{Effect, Mode, Outcomes, Summary},
+    import::{Effect, MAX_BATCH_IDENTIFIERS, Mode, Outcomes, Summary},
 };
 use muster_proto::{
     ingest::v1::{self as pb, ingest_cohort_request, ingest_cohort_response},
@@ -71,6 +71,18 @@ impl TryFrom<pb::IdentifierBatch> for Changes {
     type Error = Error;
 
     fn try_from(batch: pb::IdentifierBatch) -> Result<Self> {
+        // Looked at first: many things of no length take a few bytes to send and much to hold.
+        let sizes = batch.changes.iter().map(|change| {
+            let ids = change.external_ids.len() + change.aliases.len() + change.device_ids.len();
+            ids.max(1)
+        });
+        let many: usize = sizes.sum();
+        if many > MAX_BATCH_IDENTIFIERS {
+            return Err(Error::field(
+                "changes",
+                format!("must hold at most {MAX_BATCH_IDENTIFIERS} identifiers, not {many}"),
+            ));
+        }
         let changes = batch
             .changes
             .into_iter()
@@ -95,6 +107,7 @@ impl TryFrom<pb::IdentifierBatch> for Changes {
         Ok(Self {
             offset: batch.offset,
             changes: changes.collect::<Result<_>>()?,
+            memory: None,
         })
     }
 }

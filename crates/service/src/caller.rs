@@ -35,6 +35,7 @@ use uuid::Uuid;
 use crate::{
     attempts::{self, Attempts},
     authorization::{Rule, Scopes, rule},
+    intake::Messages,
     refusals::{Refusals, Refused},
     response::status,
     traffic::{self, Account, Traffic},
@@ -64,6 +65,7 @@ pub struct Caller {
     pub peer: Option<IpAddr>,
     traffic: Arc<Traffic>,
     refusals: Refusals,
+    messages: Messages,
 }
 
 /// Takes a request apart into who calls and what is asked.
@@ -136,6 +138,15 @@ impl Caller {
     pub fn count_identifiers(&self, workspace: WorkspaceId, amount: usize) -> Result<()> {
         let amount = u64::try_from(amount).unwrap_or(u64::MAX);
         self.traffic.identifiers(self, workspace, amount)
+    }
+
+    /// The memory that the message read last takes, for the reader of a stream to hold as long as
+    /// the message. The message of a call that is no stream has it until the caller is dropped.
+    ///
+    /// # Errors
+    /// `RESOURCE_EXHAUSTED` (`TOO_MANY_BYTES`).
+    pub fn memory(&self) -> Result<Held> {
+        self.messages.read()
     }
 
     /// Whether the caller may see what belongs to a partner.
@@ -236,6 +247,8 @@ where
             let peer = peer(&request);
             match door.admit(rule, request.headers(), peer).await {
                 Ok((caller, place)) => {
+                    let messages = caller.messages.clone();
+                    request = request.map(|body| Body::new(messages.arriving(body)));
                     request.extensions_mut().insert(caller);
                     let answer = inner.call(request).await?;
                     // The call lasts until its answer has been given, or is not wanted any more.
@@ -347,6 +360,9 @@ impl AuthLayer {
             peer,
             traffic: Arc::clone(&self.traffic),
             refusals: self.refusals.clone(),
+            messages: self
+                .traffic
+                .messages(credential.workspace.as_ref().map(|(id, _)| *id)),
         };
         if let (Some((workspace, _)), Some(partner)) = (&caller.bound_to, &caller.partner) {
             if partner_key.is_some_and(|key| key.partner.as_ref() != Some(partner)) {

@@ -25,6 +25,7 @@ pub mod caller;
 pub mod computation;
 pub mod consistency;
 mod edge;
+mod intake;
 pub mod once;
 pub mod outlet;
 pub mod page;

@@ -10,6 +10,8 @@ use tonic::{Code, Response, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 use uuid::Uuid;
 
+use crate::intake;
+
 /// The result of a unary rpc.
 pub type RpcResult<T> = Result<Response<T>, Status>;
 
@@ -93,9 +95,11 @@ fn shorten(text: &str) -> String {
 
 /// What reading the next message of a client's stream failed with.
 ///
-/// A message that cannot be read is the client's mistake; everything else is a lost connection.
+/// A message that cannot be read is the client's mistake, one that has no memory can be sent again;
+/// everything else is a lost connection.
 pub fn broken_stream(status: &Status) -> Error {
-    malformed(status).unwrap_or_else(|| {
+    let known = malformed(status).or_else(|| intake::refused(status));
+    known.unwrap_or_else(|| {
         Error::new(
             Kind::Unavailable,
             "STREAM_BROKEN",

@@ -12,6 +12,9 @@ use tower::{Layer as _, Service};
 
 use crate::{attempts, caller::AuthLayer, edge::Edge, traffic};
 
+/// Largest message of a call that needs no credential: the name of something.
+const STRANGERS_MESSAGE_BYTES: usize = 1_024;
+
 /// What a listener allows.
 #[derive(Debug, Clone, Default)]
 pub struct Settings {
@@ -36,7 +39,7 @@ impl Default for Services {
     fn default() -> Self {
         let (health, health_service) = tonic_health::server::health_reporter();
         let mut routes = Routes::builder();
-        routes.add_service(health_service);
+        routes.add_service(health_service.max_decoding_message_size(STRANGERS_MESSAGE_BYTES));
         Self {
             routes,
             health,
@@ -78,6 +81,7 @@ impl Services {
                 .register_encoded_file_descriptor_set(descriptors)
                 .build_v1()
                 .expect("the descriptor set is our own");
+            let reflection = reflection.max_decoding_message_size(STRANGERS_MESSAGE_BYTES);
             self.routes.add_service(reflection);
         }
         for name in ["", "muster"].into_iter().chain(self.names.iter().copied()) {

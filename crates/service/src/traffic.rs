@@ -1,4 +1,4 @@
-//! How much a caller may ask for: calls and identifiers in a while, and calls at once.
+//! How much a caller may ask for: calls and identifiers in a while, calls and bytes of messages at once.
 //!
 //! Of each there is a limit for every credential, or for every partner of a workspace, and one for
 //! the workspace. Who exceeds it is told how long to wait, if it is known from a call before without
@@ -13,13 +13,13 @@ use muster_storage::{
 };
 use uuid::Uuid;
 
-use crate::{Caller, allowance::Allowance};
+use crate::{Caller, allowance::Allowance, intake::Messages};
 
 /// A limit in a second holds on average over this while: so much of it may come at once.
 const WHILE: Duration = Duration::from_secs(10);
 
 /// How long to wait where other calls have to end first.
-const SHORTLY: Duration = Duration::from_secs(1);
+pub(crate) const SHORTLY: Duration = Duration::from_secs(1);
 
 /// Calls of tokens for all workspaces are in none; they have one share together.
 const EVERYWHERE: WorkspaceId = WorkspaceId(0);
@@ -38,6 +38,8 @@ pub struct Settings {
     pub workspace_identifiers_per_second: NonZeroU32,
     /// Calls at once, streams among them; a workspace has half of them at most.
     pub concurrent_calls: NonZeroU32,
+    /// Bytes of messages that arrive or are worked on; a workspace has half of them at most.
+    pub message_bytes: usize,
 }
 
 impl Default for Settings {
@@ -51,6 +53,7 @@ impl Default for Settings {
             identifiers_per_second: number(5_000_000),
             workspace_identifiers_per_second: number(10_000_000),
             concurrent_calls: number(1_024),
+            message_bytes: 256 * 1024 * 1024,
         }
     }
 }
@@ -105,6 +108,7 @@ pub(crate) struct Traffic {
     identifiers: Allowance<Party>,
     workspace_identifiers: Allowance<WorkspaceId>,
     at_once: Shares,
+    message_bytes: Shares,
 }
 
 impl Traffic {
@@ -119,6 +123,7 @@ impl Traffic {
             identifiers: allowance(settings.identifiers_per_second),
             workspace_identifiers: allowance(settings.workspace_identifiers_per_second),
             at_once: Shares::halves(at_once),
+            message_bytes: Shares::halves(settings.message_bytes),
         }
     }
 
@@ -150,7 +155,7 @@ impl Traffic {
             self.workspace_call(workspace)?;
         }
         let of = account.workspace.unwrap_or(EVERYWHERE);
-        self.at_once.try_take(of).ok_or_else(|| {
+        self.at_once.try_take(of, 1).ok_or_else(|| {
             Error::new(
                 Kind::ResourceExhausted,
                 "TOO_MANY_CALLS",
@@ -158,6 +163,11 @@ impl Traffic {
             )
             .retry_after(SHORTLY)
         })
+    }
+
+    /// The memory for the messages of a call, of a caller bound to a workspace or to none.
+    pub(crate) fn messages(&self, of: Option<WorkspaceId>) -> Messages {
+        Messages::new(self.message_bytes.clone(), of.unwrap_or(EVERYWHERE))
     }
 
     /// Counts a call about a workspace.

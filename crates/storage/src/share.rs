@@ -29,13 +29,14 @@ struct Inner {
 /// What somebody holds of it until this is dropped.
 #[derive(Debug)]
 pub struct Held {
-    _own: OwnedSemaphorePermit,
-    _all: OwnedSemaphorePermit,
+    own: OwnedSemaphorePermit,
+    all: OwnedSemaphorePermit,
 }
 
 impl Shares {
     /// So much in all, of which one workspace may hold half, and one at least.
     pub fn halves(all: usize) -> Self {
+        let all = all.min(Semaphore::MAX_PERMITS);
         Self(Arc::new(Inner {
             all: Arc::new(Semaphore::new(all)),
             share: (all / 2).max(1),
@@ -50,16 +51,17 @@ impl Shares {
         let own = self.own(workspace).acquire_owned().await.expect(NEVER);
         let all = Arc::clone(&self.0.all).acquire_owned();
         Held {
-            _own: own,
-            _all: all.await.expect(NEVER),
+            own,
+            all: all.await.expect(NEVER),
         }
     }
 
-    /// Takes one for a workspace if it may have it now.
-    pub fn try_take(&self, workspace: WorkspaceId) -> Option<Held> {
+    /// Takes so much for a workspace if it may have all of it now.
+    pub fn try_take(&self, workspace: WorkspaceId, amount: u32) -> Option<Held> {
+        let (own, all) = (self.own(workspace), Arc::clone(&self.0.all));
         Some(Held {
-            _own: self.own(workspace).try_acquire_owned().ok()?,
-            _all: Arc::clone(&self.0.all).try_acquire_owned().ok()?,
+            own: own.try_acquire_many_owned(amount).ok()?,
+            all: all.try_acquire_many_owned(amount).ok()?,
         })
     }
 
@@ -71,6 +73,14 @@ impl Shares {
         }
         let own = of.entry(workspace);
         Arc::clone(own.or_insert_with(|| Arc::new(Semaphore::new(self.0.share))))
+    }
+}
+
+impl Held {
+    /// Makes one of this and more that the same workspace holds.
+    pub fn add(&mut self, more: Held) {
+        self.own.merge(more.own);
+        self.all.merge(more.all);
     }
 }
 
@@ -93,11 +103,24 @@ mod tests {
             let other = shares.take(OTHER).now_or_never();
             held.push(other.expect("it waits for nobody"));
         }
-        assert!(shares.try_take(OTHER).is_none());
+        assert!(shares.try_take(OTHER, 1).is_none());
         drop(held.pop());
         // What was held comes back.
         held.remove(0);
         assert!(shares.take(FLOOD).now_or_never().is_some());
+    }
+
+    #[tokio::test]
+    async fn much_is_taken_whole_or_not_at_all() {
+        let shares = Shares::halves(10);
+        assert!(shares.try_take(FLOOD, 6).is_none(), "half of ten is five");
+        let mut held = shares.try_take(FLOOD, 3).unwrap();
+        held.add(shares.try_take(FLOOD, 1).unwrap());
+        assert!(shares.try_take(FLOOD, 2).is_none());
+        let others = [OTHER, WorkspaceId(3)].map(|other| shares.try_take(other, 4));
+        assert!(others[0].is_some() && others[1].is_none());
+        drop(held);
+        assert!(shares.try_take(FLOOD, 5).is_some());
     }
 
     #[tokio::test]

@@ -98,11 +98,13 @@ impl UserService for Api {
                 let Some(batch) = message.map_err(|status| broken_stream(&status))? else {
                     return Ok(());
                 };
+                let _memory = import.caller.memory()?;
+                let users = wire::batch(&batch.users)?;
                 let workspace = import.workspace(&batch.workspace).await?;
                 import
                     .caller
                     .count_identifiers(workspace, wire::identifiers_of(&batch.users))?;
-                let answer = import.apply(workspace, wire::batch(&batch.users)?).await?;
+                let answer = import.apply(workspace, users).await?;
                 outlet.send(wire::imported(workspace, answer)).await?;
             }
         });

@@ -172,6 +172,17 @@ pub(crate) struct ServingArgs {
         hide_env_values = true
     )]
     concurrent_calls: NonZeroU32,
+    /// Memory for messages of gRPC calls that arrive or are worked on, at least 32MiB; a workspace has
+    /// half of it at most
+    #[arg(
+        long,
+        env = "MUSTER_MESSAGE_MEMORY",
+        value_name = "SIZE",
+        default_value = "256MiB",
+        value_parser = crate::size::enough_for_messages,
+        hide_env_values = true
+    )]
+    message_memory: usize,
     /// How long an import may rest before it expires
     #[arg(
         long,
@@ -281,6 +292,7 @@ impl ServingArgs {
                 identifiers_per_second: self.identifiers_per_second,
                 workspace_identifiers_per_second: self.workspace_identifiers_per_second,
                 concurrent_calls: self.concurrent_calls,
+                message_bytes: self.message_memory,
             },
             upstream: None,
         }
