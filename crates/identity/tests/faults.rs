@@ -161,6 +161,26 @@ impl Bench {
         }
     }
 
+    /// Kills the database server, and waits for the next one: until then connections that are open
+    /// may go on working.
+    async fn kill_server(&self) {
+        let before = self.cluster.postmaster_pid().unwrap();
+        kill(
+            Pid::from_raw(i32::try_from(before).unwrap()),
+            Signal::SIGKILL,
+        )
+        .unwrap();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while self
+            .cluster
+            .postmaster_pid()
+            .is_none_or(|pid| pid == before)
+        {
+            assert!(Instant::now() < deadline, "no server is started");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     /// Cuts the connections that are reading the directory; returns how many there were.
     async fn cut_loads(&self) -> i64 {
         let mut administrator = PgConnection::connect(&self.cluster.url("muster"))
@@ -196,9 +216,7 @@ async fn a_load_that_is_cut_is_begun_again_and_answers_stay_right() {
     bench.until(true).await;
 
     // The server dies and comes back: the index is of another history, and is loaded anew.
-    let before = bench.cluster.postmaster_pid().unwrap();
-    let pid = Pid::from_raw(i32::try_from(before).unwrap());
-    kill(pid, Signal::SIGKILL).unwrap();
+    bench.kill_server().await;
     bench.until(false).await;
     bench.change().await;
     bench.until(true).await;
@@ -206,8 +224,7 @@ async fn a_load_that_is_cut_is_begun_again_and_answers_stay_right() {
     // Also in the middle of a load.
     bench.identities = Identities::new(bench.store.clone(), Settings::default());
     bench.ask().await;
-    let pid = bench.cluster.postmaster_pid().unwrap();
-    kill(Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGKILL).unwrap();
+    bench.kill_server().await;
     bench.until(true).await;
     bench.change().await;
     bench.until(true).await;

@@ -41,7 +41,7 @@ const PROMISE: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// So many are identified, and as many anonymous.
-const USERS: u32 = 15_000;
+const USERS: u32 = 40_000;
 
 /// What happens to the way from the ingest server to its database around the revocation.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -261,6 +261,11 @@ fn a_postgres_that_dies_is_restarted_and_nothing_is_lost() {
     muster.import_users(3);
     let first = up.postmaster();
     kill(Pid::from_raw(first.try_into().unwrap()), Signal::SIGKILL).unwrap();
+    // Connections that are open may go on working for a moment.
+    until("another one accepts connections", || {
+        let log = up.server.stderr();
+        log.matches("PostgreSQL accepts connections").count() == 2
+    });
     until("the data is there again", || {
         muster.run(&["users", "find", "u2"]).status.success()
     });
