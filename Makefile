@@ -29,7 +29,7 @@ demo: build ## Show the main job on a made-up shop, from an empty machine to an 
 	@examples/demo target/release/muster
 
 test: setup-test lint deny ## Everything that must hold: formatting, lints, dependencies, layering, unit, database, end to end
-	cargo test --locked --workspace
+	ROUNDS=$${ROUNDS:-12} cargo test --locked --workspace
 
 # make puts ROUNDS, SEED and CASE (parts of names, with commas) into the environment of the suite.
 faults: setup-test build ## Break it on purpose: make faults ROUNDS=200 SEED=7 CASE=commit,revoked
