@@ -1,5 +1,7 @@
 //! What `docs/security.md` promises is tested: every test that it names exists.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests belong to tests")]
+
 use std::{collections::BTreeSet, fs, path::Path};
 
 /// A name of so many words stands for a test.
