@@ -117,8 +117,8 @@ fn hash(id: &[u8]) -> [u8; 4] {
         .expect("a digest is longer than that")
 }
 
-/// Erases identifiers from the lists of a workspace; position, reason,
-/// effect and kind stay, so that the accounting of those imports still adds up.
+/// Erases identifiers from the lists of a workspace; position, reason, effect and kind stay, so that
+/// the accounting of those imports still adds up.
 ///
 /// # Errors
 /// If the database fails.

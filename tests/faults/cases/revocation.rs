@@ -1,10 +1,8 @@
 //! A credential that is revoked while streams are open with it.
 
-use std::{
-    path::PathBuf,
-    sync::Arc,
-    time::{Duration, Instant, SystemTime},
-};
+mod link;
+
+use std::time::{Duration, Instant, SystemTime};
 
 use muster_domain::import::{Effect, ImportDigest};
 use muster_proto::{
@@ -14,13 +12,8 @@ use muster_proto::{
 };
 use muster_storage::WorkspaceId;
 use muster_tests::{PARTNER, Shop, WORKSPACE, connect, text};
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
 use rand::{Rng as _, RngExt as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
 use tokio::{
-    net::{TcpListener, TcpStream, UnixStream},
     sync::{mpsc, watch},
     task::JoinHandle,
     time::{sleep, timeout},
@@ -28,6 +21,7 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Status, transport::Endpoint};
 
+use self::link::{Fault, Link};
 use crate::{
     node::{Deployment, Node},
     oracle,
@@ -42,21 +36,6 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// So many are identified, and as many anonymous.
 const USERS: u32 = 40_000;
-
-/// What happens to the way from the ingest server to its database around the revocation.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Fault {
-    /// Nothing; the revocation alone has to be seen.
-    None,
-    /// Postgres ends all its connections.
-    Terminated,
-    /// The network ends all its connections.
-    Cut,
-    /// The network swallows everything.
-    Swallowed,
-    /// Its backends are stopped.
-    Frozen,
-}
 
 /// How the credential stops being accepted.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -162,7 +141,7 @@ pub(crate) async fn credential_revoked(mut plan: Plan) -> Tally {
         );
         published = versions_now;
         story.again(end).await;
-        link.healed(&story).await;
+        story.healed().await;
         tally.faults += 1 + u32::from(fault != Fault::None);
         tally.rounds += 1;
     }
@@ -202,6 +181,23 @@ struct Story<'a> {
 }
 
 impl Story<'_> {
+    /// Waits until the process serves again.
+    async fn healed(&self) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let request = || ingest::ListCohortsRequest {
+            workspace: WORKSPACE.into(),
+            ..Default::default()
+        };
+        while let Err(status) = connect(&self.node, &self.shop.client_secret)
+            .ingest()
+            .list_cohorts(request())
+            .await
+        {
+            assert!(Instant::now() < deadline, "not back after 10 s: {status:?}");
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// Opens imports that trickle, repeat themselves, and are ready to commit, and an audience.
     async fn open(&self, rng: &mut StdRng, end: End) -> Open {
         // Long enough to open the streams in, also on a machine that is busy with other things.
@@ -480,154 +476,5 @@ async fn read_audience(
         last_ack: None,
         end,
         ended: Instant::now(),
-    }
-}
-
-/// The way from a process to the database, which can be broken.
-struct Link {
-    /// The database, by this way.
-    url: String,
-    control: Arc<watch::Sender<Way>>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Way {
-    /// Nothing gets through.
-    swallows: bool,
-    /// Connections of earlier generations are cut.
-    generation: u32,
-}
-
-/// Names the role by which backends of the link are told from others.
-const ROLE: &str = "linked";
-
-impl Link {
-    async fn start(muster: &mut Deployment) -> Self {
-        let mut connection = muster.store.connection().await.unwrap();
-        muster_testbed::execute(
-            &mut connection,
-            "DO $$ BEGIN CREATE ROLE linked SUPERUSER LOGIN; EXCEPTION WHEN duplicate_object THEN END $$",
-        )
-        .await;
-        let url = reqwest::Url::parse(&muster.database_url).unwrap();
-        let host = url.query_pairs().find(|(name, _)| name == "host").unwrap();
-        let socket = PathBuf::from(host.1.as_ref()).join(".s.PGSQL.5432");
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let (control, way) = watch::channel(Way {
-            swallows: false,
-            generation: 0,
-        });
-        tokio::spawn(async move {
-            while let Ok((client, _)) = listener.accept().await {
-                let Ok(server) = UnixStream::connect(&socket).await else {
-                    continue;
-                };
-                tokio::spawn(forward(client, server, way.clone()));
-            }
-        });
-        Self {
-            url: format!(
-                "postgres://{ROLE}@127.0.0.1:{port}{}?sslmode=disable",
-                url.path()
-            ),
-            control: Arc::new(control),
-        }
-    }
-
-    /// Breaks it; returns the processes that were stopped.
-    async fn inject(&self, fault: Fault, muster: &Deployment) -> Vec<i32> {
-        let mut connection = muster.store.connection().await.unwrap();
-        match fault {
-            Fault::None => {}
-            Fault::Terminated => {
-                let query = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
-                             WHERE usename = 'linked' AND datname = current_database()";
-                let ended = muster_testbed::number(&mut connection, query).await;
-                assert_ne!(ended, 0, "there was a connection to end");
-            }
-            Fault::Cut => self.control.send_modify(|way| way.generation += 1),
-            Fault::Swallowed => self.control.send_modify(|way| way.swallows = true),
-            Fault::Frozen => {
-                let pids: Vec<i32> = sqlx::query_scalar(
-                    "SELECT pid FROM pg_stat_activity
-                     WHERE usename = 'linked' AND datname = current_database()",
-                )
-                .fetch_all(&mut *connection)
-                .await
-                .unwrap();
-                assert!(!pids.is_empty(), "there was a connection to freeze");
-                // One that publishes holds the credential, and a revocation waits for it.
-                signal(&pids, Signal::SIGSTOP);
-                return pids;
-            }
-        }
-        Vec::new()
-    }
-
-    fn mend(&self, stopped: Vec<i32>) {
-        signal(&stopped, Signal::SIGCONT);
-        self.control.send_modify(|way| way.swallows = false);
-    }
-
-    /// Waits until the process behind it serves again.
-    async fn healed(&self, story: &Story<'_>) {
-        let deadline = Instant::now() + Duration::from_secs(10);
-        let request = || ingest::ListCohortsRequest {
-            workspace: WORKSPACE.into(),
-            ..Default::default()
-        };
-        while let Err(status) = connect(&story.node, &story.shop.client_secret)
-            .ingest()
-            .list_cohorts(request())
-            .await
-        {
-            assert!(Instant::now() < deadline, "not back after 10 s: {status:?}");
-            sleep(Duration::from_millis(20)).await;
-        }
-    }
-}
-
-fn signal(pids: &[i32], signal: Signal) {
-    for pid in pids {
-        // It may have ended.
-        let _ = kill(Pid::from_raw(*pid), signal);
-    }
-}
-
-/// Forwards both ways for as long as the way allows.
-async fn forward(mut client: TcpStream, mut server: UnixStream, way: watch::Receiver<Way>) {
-    let generation = way.borrow().generation;
-    let (client_in, client_out) = client.split();
-    let (server_in, server_out) = server.split();
-    let mut cutting = way.clone();
-    let cut = async {
-        let _ = cutting.wait_for(|way| way.generation != generation).await;
-    };
-    tokio::select! {
-        () = copy(client_in, server_out, way.clone()) => {}
-        () = copy(server_in, client_out, way.clone()) => {}
-        () = cut => {}
-    }
-}
-
-async fn copy(
-    mut from: impl tokio::io::AsyncRead + Unpin,
-    mut to: impl tokio::io::AsyncWrite + Unpin,
-    mut way: watch::Receiver<Way>,
-) {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-
-    let mut buffer = vec![0; 64 * 1024];
-    loop {
-        let Ok(read @ 1..) = from.read(&mut buffer).await else {
-            return;
-        };
-        if way.wait_for(|way| !way.swallows).await.is_err() {
-            return;
-        }
-        if to.write_all(&buffer[..read]).await.is_err() {
-            return;
-        }
     }
 }

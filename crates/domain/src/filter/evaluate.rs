@@ -11,8 +11,10 @@ impl ExpandedFilter {
     /// The users that match, always among `everyone` (the workspace's live users).
     ///
     /// `cohort` gives a cohort's members, which may include users no longer live; it is asked once
-    /// per occurrence and may answer with a shared bitmap, such as an `Arc`. Its error ends the
-    /// evaluation.
+    /// per occurrence and may answer with a shared bitmap, such as an `Arc`.
+    ///
+    /// # Errors
+    /// That of `cohort`, which ends the evaluation.
     pub fn evaluate<B: Borrow<RoaringBitmap>, E>(
         &self,
         everyone: &RoaringBitmap,
