@@ -1,16 +1,17 @@
 //! A batch of an audience. Its users are most of what a server writes, and generated code would
-//! allocate a string for each of a million, to copy it a moment later.
+//! allocate a string for each of a million, to copy it a moment later; and a client would read each
+//! field of each through the buffer of its connection.
 
 use prost::{
     DecodeError, Message,
     bytes::{Buf, BufMut},
     encoding::{
-        DecodeContext, WireType, encode_key, encode_varint, encoded_len_varint, message,
-        skip_field, string,
+        DecodeContext, WireType, check_wire_type, encode_key, encode_varint, encoded_len_varint,
+        message, skip_field, string,
     },
 };
 
-use crate::segments::v1::AudienceMember;
+use crate::{delimited::delimited, segments::v1::AudienceMember};
 
 /// Some users, by user_no; see `AudienceBatch` in `segment_service.proto`.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -43,7 +44,17 @@ impl Message for AudienceBatch {
         ctx: DecodeContext,
     ) -> Result<(), DecodeError> {
         match tag {
-            USERS => message::merge_repeated(wire_type, &mut self.users, buf, ctx),
+            USERS => {
+                check_wire_type(WireType::LengthDelimited, wire_type)?;
+                if let Some((user, taken)) = delimited(buf.chunk())
+                    && let Ok(user) = AudienceMember::decode(user)
+                {
+                    self.users.push(user);
+                    buf.advance(taken);
+                    return Ok(());
+                }
+                message::merge_repeated(wire_type, &mut self.users, buf, ctx)
+            }
             RESUME_TOKEN => string::merge(wire_type, &mut self.resume_token, buf, ctx),
             _ => skip_field(wire_type, tag, buf, ctx),
         }
@@ -101,6 +112,14 @@ impl EncodedMembers {
             encode_varint(external_id.len() as u64, buf);
             buf.extend_from_slice(external_id.as_bytes());
         }
+    }
+}
+
+impl From<EncodedMembers> for Vec<AudienceMember> {
+    /// They, for a message that has them as generated code does.
+    fn from(members: EncodedMembers) -> Self {
+        let batch = AudienceBatch::decode(members.0.as_slice());
+        batch.expect("what was encoded can be decoded").users
     }
 }
 
@@ -165,5 +184,32 @@ mod tests {
         assert_eq!(bytes.len(), ahead.encoded_len());
         assert_eq!(AudienceBatch::decode(&*bytes).unwrap(), usual);
         assert!(AudienceBatch::default().encode_to_vec().is_empty());
+        assert_eq!(Vec::from(ahead.encoded), usual.users);
+    }
+
+    #[test]
+    fn it_comes_back_from_any_pieces() {
+        let sent = AudienceBatch {
+            users: members(),
+            resume_token: "t".to_owned(),
+            ..AudienceBatch::default()
+        };
+        let encoded = sent.encode_to_vec();
+        for cut in 0..=encoded.len() {
+            let (first, second) = encoded.split_at(cut);
+            let received = AudienceBatch::decode(first.chain(second)).unwrap();
+            assert_eq!(received, sent, "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn damaged_users_are_refused() {
+        let too_short = [0x0a, 5, 0x08];
+        let no_length = [0x0a];
+        let no_text = [0x0a, 3, 0x12, 1, 0xff];
+        let no_message = [0x08, 1];
+        for damaged in [&too_short[..], &no_length, &no_text, &no_message] {
+            assert!(AudienceBatch::decode(damaged).is_err(), "{damaged:?}");
+        }
     }
 }

@@ -5,12 +5,12 @@ use prost::{
     DecodeError, Message,
     bytes::{Buf, BufMut},
     encoding::{
-        DecodeContext, WireType, check_wire_type, decode_varint, encode_key, encode_varint,
-        encoded_len_varint, int32, key_len, message, skip_field, string,
+        DecodeContext, WireType, check_wire_type, encode_key, encode_varint, encoded_len_varint,
+        int32, key_len, message, skip_field, string,
     },
 };
 
-use crate::{ingest::v1::ChangeEffect, users::v1::Alias};
+use crate::{delimited::delimited, ingest::v1::ChangeEffect, users::v1::Alias};
 
 /// Identifiers that all have the same effect; see `CohortChange` in `ingest_cohort.proto`.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -145,18 +145,13 @@ impl Texts {
         ctx: DecodeContext,
     ) -> Result<(), DecodeError> {
         check_wire_type(WireType::LengthDelimited, wire_type)?;
-        let begin = buf.chunk();
-        let mut rest = begin;
-        if let Ok(length) = decode_varint(&mut rest)
-            && let Some(text) = usize::try_from(length).ok().and_then(|end| rest.get(..end))
+        if let Some((text, taken)) = delimited(buf.chunk())
             && let Ok(text) = str::from_utf8(text)
         {
-            let taken = begin.len() - rest.len() + text.len();
             self.push(text);
             buf.advance(taken);
             return Ok(());
         }
-        // In pieces, or wrong: prost copes with the one and words the other.
         let mut text = String::new();
         string::merge(wire_type, &mut text, buf, ctx)?;
         self.push(text);

@@ -5,6 +5,7 @@
 
 mod audience_batch;
 mod cohort_change;
+mod delimited;
 
 pub use audience_batch::EncodedMembers;
 pub use cohort_change::Texts;

@@ -247,11 +247,9 @@ impl Production {
             }
             let room = outlet.room().await?;
             let batch = self.records.read(&users).await?;
-            let records = &batch.records;
-            users.drain(..records.len());
-            self.rank += records.len() as u64;
-            let withheld = records.iter().filter(|record| record.withheld.is_some());
-            withheld_count += withheld.count() as u64;
+            users.drain(..batch.len);
+            self.rank += batch.len as u64;
+            withheld_count += batch.withheld.len() as u64;
             let token = ResumeToken {
                 resolution: self.resolution,
                 index: self.partition.index,

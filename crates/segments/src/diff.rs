@@ -114,7 +114,7 @@ async fn send(
         }
         let room = outlet.room().await?;
         let users = records.read(&batch).await?;
-        batch.drain(..users.records.len());
+        batch.drain(..users.len);
         room.send(DiffMessage::Batch { side, users }).await?;
     }
 }

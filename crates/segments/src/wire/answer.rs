@@ -1,13 +1,9 @@
 //! Answers and the messages of streams.
 
 use muster_domain::{error::Result, filter::SavedFilter};
-use muster_proto::{
-    EncodedMembers,
-    segments::v1::{
-        self as pb, diff_resolutions_response::Message as Diff,
-        resolve_segment_response::Message as Audience,
-    },
-    users::v1::Alias,
+use muster_proto::segments::v1::{
+    self as pb, diff_resolutions_response::Message as Diff,
+    resolve_segment_response::Message as Audience,
 };
 use muster_service::wire::to_wire;
 use muster_storage::{resolutions::CohortRead, segments::Segment};
@@ -17,7 +13,6 @@ use crate::{
     audience::AudienceMessage,
     check::{Answer, How, Membership, Part, State},
     diff::{DiffMessage, Side},
-    records::{Batch, Record, Withheld},
     references::Names,
     resolutions,
     segments::{self, etag},
@@ -121,7 +116,7 @@ pub(crate) fn audience_message(
             users,
             resume_token,
         } => Audience::Batch(pb::AudienceBatch {
-            encoded: encoded(&users),
+            encoded: users.records,
             resume_token,
             ..Default::default()
         }),
@@ -137,39 +132,6 @@ pub(crate) fn audience_message(
     };
     pb::ResolveSegmentResponse {
         message: Some(message),
-    }
-}
-
-fn encoded(batch: &Batch) -> EncodedMembers {
-    /// What most users take: a number, an external id, and what is around them.
-    const MEMBER_BYTES: usize = 48;
-    let mut encoded = EncodedMembers::with_capacity(batch.records.len() * MEMBER_BYTES);
-    for record in &batch.records {
-        if record.aliases.is_empty() && record.device_ids.is_empty() && record.withheld.is_none() {
-            encoded.push_plain(record.user_no, batch.external_id(record));
-        } else {
-            encoded.push(&member(batch, record));
-        }
-    }
-    encoded
-}
-
-fn member(batch: &Batch, record: &Record) -> pb::AudienceMember {
-    let withheld = match record.withheld {
-        None => pb::Withheld::Unspecified,
-        Some(Withheld::Erased) => pb::Withheld::Erased,
-        Some(Withheld::Merged) => pb::Withheld::Merged,
-    };
-    let aliases = record.aliases.iter().map(|(label, name)| Alias {
-        label: label.clone(),
-        name: name.clone(),
-    });
-    pb::AudienceMember {
-        user_no: record.user_no,
-        external_id: batch.external_id(record).to_owned(),
-        aliases: aliases.collect(),
-        device_ids: record.device_ids.clone(),
-        withheld: withheld.into(),
     }
 }
 
@@ -192,11 +154,7 @@ pub(crate) fn diff_message(message: DiffMessage) -> pb::DiffResolutionsResponse 
             };
             Diff::Batch(pb::DiffBatch {
                 side: side.into(),
-                users: users
-                    .records
-                    .iter()
-                    .map(|record| member(&users, record))
-                    .collect(),
+                users: users.records.into(),
             })
         }
         DiffMessage::End => Diff::End(pb::DiffEnd {}),
