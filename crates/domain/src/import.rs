@@ -328,37 +328,57 @@ impl Tally {
     ///
     /// `stored` is the cohort as it is stored, possibly with users that are no longer live; the
     /// change is relative to it, so that every version tidies up after merges and deletions.
-    pub fn publish(self, mode: Mode, stored: &UserSet, tombstones: &Tombstones) -> Publication {
-        let before = tombstones.normalise(stored.clone());
-        let added = self.adds.len() - self.adds.intersection_len(&before);
-        let removed = self.removes.intersection_len(&before);
+    ///
+    /// A small import looks at the users it names, and copies the cohort once.
+    pub fn publish(
+        self,
+        mode: Mode,
+        stored: &Arc<UserSet>,
+        tombstones: &Tombstones,
+    ) -> Publication {
+        let before = tombstones.normalise_shared(Arc::clone(stored));
+        let entering = &self.adds - &*before;
+        let leaving = &self.removes & &*before;
         let outcomes = Outcomes {
-            added,
-            already_member: self.adds.len() - added,
-            removed,
-            not_member: self.removes.len() - removed,
+            added: entering.len(),
+            already_member: self.adds.len() - entering.len(),
+            removed: leaving.len(),
+            not_member: self.removes.len() - leaving.len(),
             unknown: self.unmatched.unknown,
             device_of_identified_user: self.unmatched.device_of_identified_user,
             duplicate: self.duplicate,
             superseded: self.superseded,
             invalid: self.unmatched.invalid,
         };
-        let after = match mode {
-            Mode::Delta => (&before | &self.adds) - &self.removes,
-            Mode::Replace => self.adds,
+        let (after, leaving) = match mode {
+            Mode::Delta => {
+                let mut after = UserSet::clone(&before);
+                after |= &entering;
+                after -= &leaving;
+                (after, leaving)
+            }
+            Mode::Replace => {
+                let leaving = &*before - &self.adds;
+                (self.adds, leaving)
+            }
         };
         let summary = Summary {
             received: outcomes.total(),
             outcomes,
             members_before: before.len(),
             members_after: after.len(),
-            members_added: after.len() - after.intersection_len(&before),
-            members_removed: before.len() - before.intersection_len(&after),
+            members_added: entering.len(),
+            members_removed: leaving.len(),
+        };
+        let (added, removed) = if Arc::ptr_eq(&before, stored) {
+            (entering, leaving)
+        } else {
+            (&after - &**stored, &**stored - &after)
         };
         Publication {
-            added: &after - stored,
-            removed: stored - &after,
             members: Arc::new(after),
+            added,
+            removed,
             summary,
         }
     }

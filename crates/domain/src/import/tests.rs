@@ -64,7 +64,7 @@ fn a_device_no_longer_matches_once_its_user_is_identified() {
     tombstones.delete(4);
     tally.apply(&run(true, &[1, 3, 4]), &tombstones, &identified);
     tally.apply(&run(false, &[2]), &tombstones, &identified);
-    let published = tally.publish(Mode::Delta, &UserSet::new(), &tombstones);
+    let published = tally.publish(Mode::Delta, &Arc::default(), &tombstones);
     assert_eq!(*published.members, UserSet::from([2, 3]));
     assert_eq!(published.summary.outcomes.device_of_identified_user, 1);
     assert_eq!(published.summary.outcomes.unknown, 1);
@@ -76,7 +76,7 @@ fn publishing_tidies_up_after_merges_and_deletions() {
     let mut tombstones = Tombstones::default();
     tombstones.merge(1, 2);
     tombstones.delete(3);
-    let stored = UserSet::from([1, 3, 5]);
+    let stored = Arc::new(UserSet::from([1, 3, 5]));
     let published = Tally::default().publish(Mode::Delta, &stored, &tombstones);
     assert_eq!(*published.members, UserSet::from([2, 5]));
     assert_eq!(published.added, UserSet::from([2]));
@@ -153,13 +153,13 @@ proptest! {
         for run in runs_from_bytes(&staged).unwrap() {
             tally.apply(&run, &Tombstones::default(), &UserSet::new());
         }
-        let stored: UserSet = before.iter().copied().collect();
+        let stored: Arc<UserSet> = Arc::new(before.iter().copied().collect());
         let published = tally.publish(Mode::Delta, &stored, &Tombstones::default());
         let (after, outcomes) = model(&upload, &before);
         prop_assert_eq!(published.members.iter().collect::<BTreeSet<_>>(), after);
         prop_assert_eq!(published.summary.outcomes, outcomes);
         prop_assert_eq!(published.summary.received, upload.len() as u64);
-        let replayed = (&stored | &published.added) - &published.removed;
+        let replayed = (&*stored | &published.added) - &published.removed;
         prop_assert_eq!(&replayed, &*published.members);
     }
 
@@ -191,7 +191,7 @@ proptest! {
             tally.apply(&run, &tombstones, &identified);
         }
         let mode = if replace { Mode::Replace } else { Mode::Delta };
-        let published = tally.publish(mode, &UserSet::new(), &tombstones);
+        let published = tally.publish(mode, &Arc::default(), &tombstones);
         prop_assert_eq!(published.summary.received, upload.len() as u64);
         prop_assert!(published.members.is_disjoint(tombstones.gone()));
         // The last change about a person wins, whatever identifier it came under.
