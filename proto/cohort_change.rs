@@ -85,6 +85,8 @@ pub struct Texts {
     all: String,
     /// Where each ends in `all`.
     ends: Vec<u32>,
+    /// Bytes that their lengths take on the wire, which is asked for at each level around them.
+    length_bytes: usize,
 }
 
 impl Texts {
@@ -93,7 +95,9 @@ impl Texts {
     /// # Panics
     /// If all of them take more than 4 GiB, a thousand times as much as a message may have.
     pub fn push(&mut self, text: impl AsRef<str>) {
-        self.all.push_str(text.as_ref());
+        let text = text.as_ref();
+        self.all.push_str(text);
+        self.length_bytes += encoded_len_varint(text.len() as u64);
         let end = u32::try_from(self.all.len()).expect("texts take less than 4 GiB");
         self.ends.push(end);
     }
@@ -132,10 +136,7 @@ impl Texts {
     }
 
     fn encoded_len(&self, tag: u32) -> usize {
-        let lengths = self
-            .iter()
-            .map(|text| encoded_len_varint(text.len() as u64));
-        self.len() * key_len(tag) + lengths.sum::<usize>() + self.all.len()
+        self.len() * key_len(tag) + self.length_bytes + self.all.len()
     }
 
     fn merge(

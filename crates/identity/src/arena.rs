@@ -83,8 +83,10 @@ impl<'a> Entry<'a> {
     /// Whether it is this identifier, byte by byte.
     #[inline]
     pub(crate) fn is(self, identifier: IdentifierRef<'_>) -> bool {
+        let (label, id) = self.parts();
         self.kind_code() == identifier.kind.code()
-            && self.parts() == (identifier.label.as_bytes(), identifier.id.as_bytes())
+            && same(label, identifier.label.as_bytes())
+            && same(id, identifier.id.as_bytes())
     }
 }
 
@@ -191,13 +193,16 @@ impl Arena {
         Ok(())
     }
 
-    /// Some byte of the entry at an address, if there is one.
+    /// Some bytes of the entry at an address, if there is one: of its beginning, and of where its
+    /// text ends if that has so many bytes. Nearly half of the entries lie in two cache lines.
     #[inline]
-    pub(crate) fn fetch(&self, address: Address) -> u8 {
+    pub(crate) fn fetch(&self, address: Address, text: usize) -> u8 {
         let (chunk, begin) = place(address);
-        let chunk = self.chunks.get(chunk);
-        let byte = chunk.and_then(|chunk| chunk.memory.get(begin));
-        byte.copied().unwrap_or(0)
+        let Some(chunk) = self.chunks.get(chunk) else {
+            return 0;
+        };
+        let byte = |at: usize| chunk.memory.get(at).copied().unwrap_or(0);
+        byte(begin) ^ byte(begin + HEAD_BYTES + text.saturating_sub(1))
     }
 
     #[inline]
@@ -261,6 +266,25 @@ impl Arena {
     pub(crate) fn dead_bytes(&self) -> usize {
         self.dead_bytes
     }
+}
+
+/// Whether two texts are equal, word by word. The `memcmp` of the C library took four times as long
+/// for the 25 bytes of an id, where the processor has AVX-512.
+#[inline]
+fn same(one: &[u8], other: &[u8]) -> bool {
+    if one.len() != other.len() {
+        return false;
+    }
+    let (words, rest) = one.as_chunks::<8>();
+    let (other_words, other_rest) = other.as_chunks::<8>();
+    let words = words.iter().zip(other_words);
+    let differing = words.fold(0, |differing, (one, other)| {
+        differing | (u64::from_ne_bytes(*one) ^ u64::from_ne_bytes(*other))
+    });
+    let rest = rest.iter().zip(other_rest);
+    rest.fold(differing, |differing, (one, other)| {
+        differing | u64::from(one ^ other)
+    }) == 0
 }
 
 fn place(address: Address) -> (usize, usize) {

@@ -92,8 +92,11 @@ impl Index {
                 *address = self.table.likely(*hash);
             }
             let likely = &likely[..group.len()];
-            let addresses = likely.iter().map(|address| address.unwrap_or_default());
-            fetch(addresses.map(|address| self.arena.fetch(address)));
+            let sought = likely.iter().zip(group);
+            fetch(sought.map(|(address, identifier)| {
+                let text = identifier.label.len() + identifier.id.len();
+                self.arena.fetch(address.unwrap_or_default(), text)
+            }));
             for (identifier, (hash, likely)) in group.iter().zip(hashes.iter().zip(likely)) {
                 let likely = likely.map(|address| self.arena.entry(address));
                 let found = likely
@@ -139,8 +142,10 @@ impl Index {
 
     /// Waits for the records of some users, which are looked into next.
     pub(crate) fn fetch(&self, users: &[u32]) {
+        /// Bytes of an external id of the usual sort.
+        const TEXT: usize = 32;
         let first = users.iter().map(|&user| self.first(user));
-        fetch(first.map(|first| first.map_or(0, |first| self.arena.fetch(first))));
+        fetch(first.map(|first| first.map_or(0, |first| self.arena.fetch(first, TEXT))));
     }
 
     /// Memory held, in bytes.

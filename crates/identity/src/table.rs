@@ -35,6 +35,21 @@ struct Bucket {
 }
 
 impl Bucket {
+    /// The first place with a tag, found without a branch for each; beyond all places if none has.
+    #[inline]
+    fn first_tagged(&self, tag: u8) -> usize {
+        const ONES: u128 = u128::from_ne_bytes([0x01; 16]);
+        const HIGH_BITS: u128 = ONES << 7;
+        let mut tags = [0; 16];
+        tags[..PLACES].copy_from_slice(&self.tags);
+        // Bytes of zeros are where the tag is, and after the places. Subtracting 1 from each byte
+        // sets its high bit if it was 0, and in bytes after such a one perhaps, but in none before.
+        let differing = u128::from_le_bytes(tags) ^ (ONES * u128::from(tag));
+        let differing = differing & (u128::MAX >> (8 * (16 - PLACES)));
+        let zeros = differing.wrapping_sub(ONES) & !differing & HIGH_BITS;
+        zeros.trailing_zeros() as usize / 8
+    }
+
     #[inline]
     fn tagged(&self, tag: u8) -> impl Iterator<Item = Address> + '_ {
         let places = self.tags.iter().zip(&self.addresses);
@@ -162,7 +177,8 @@ impl Table {
     pub(crate) fn likely(&self, hash: u64) -> Option<Address> {
         let buckets = self.buckets(self.shard(hash));
         let home = buckets.get(reduce(hash as u32, buckets.len()))?;
-        home.tagged(tag(hash)).next()
+        let place = home.first_tagged(tag(hash));
+        home.addresses.get(place).copied()
     }
 
     /// The address under a hash that `is` the one sought.
@@ -249,5 +265,28 @@ fn place(buckets: &mut [Bucket], hash: u64, address: Address) {
         }
         bucket.overflowed = 1;
         at = (at + 1) % buckets.len();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_place_with_a_tag_is_found_among_any_others() {
+        for tag in 1..=u8::MAX {
+            // Of neighbours in value: a borrow goes from one byte to the next.
+            for other in [0, 1, tag - 1, tag.wrapping_add(1), tag ^ 0x80, u8::MAX] {
+                for places in 0..1_u32 << PLACES {
+                    let mut bucket = Bucket::default();
+                    for (nth, held) in bucket.tags.iter_mut().enumerate() {
+                        *held = if places >> nth & 1 == 1 { tag } else { other };
+                    }
+                    let expected = bucket.tags.iter().position(|held| *held == tag);
+                    let found = bucket.first_tagged(tag);
+                    assert_eq!(found, expected.unwrap_or(PLACES), "{tag} in {bucket:?}");
+                }
+            }
+        }
     }
 }

@@ -250,7 +250,7 @@ impl Deployment {
             tally.apply(&run, &directory.tombstones, &UserSet::new());
         }
         let stored = versions::stored(&mut tx, self.shop, cohort, locked.version);
-        let stored = stored.await.unwrap();
+        let stored = Arc::new(stored.await.unwrap());
         let publication = tally.publish(Mode::Delta, &stored, &directory.tombstones);
         let new = NewVersion {
             import_id,
