@@ -80,6 +80,31 @@ async fn too_many_failed_attempts_are_refused_before_any_query() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_partner_that_was_accepted_over_rest_is_not_held_up_by_guessers() {
+    let on = Deployment::start_with(Settings {
+        attempts: attempts::Settings {
+            per_minute: number(5),
+            uncounted_from: Vec::new(),
+        },
+        ..Settings::default()
+    })
+    .await;
+    let rest = on.muster.rest();
+    let answer = rest.change("c", json!([{ "user_ids": ["ann"] }])).await;
+    assert_eq!(answer.status, 201);
+    // From the same address: secrets that are made up, and its own API key with them.
+    for _ in 0..8 {
+        let made_up = Secret::generate(Kind::DataImportKey).unwrap();
+        let guesser = rest.with_client_secret(made_up.expose());
+        let refused = guesser.change("c", json!([])).await;
+        assert!([401, 429].contains(&refused.status), "{refused:?}");
+    }
+    let answer = rest.change("c", json!([{ "user_ids": ["bob"] }])).await;
+    assert_eq!(answer.status, 201, "{answer:?}");
+    on.muster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_credential_without_the_scope_is_refused_before_any_query_after_a_while() {
     let heard = statements::listen();
     let on = Deployment::start_with(Settings {

@@ -227,6 +227,13 @@ pub(crate) const ROWS: &[Row] = &[
         r#"{"workspace": "{workspace}", "page_size": 1}"#,
     ),
     row(
+        "muster.keys.v1.IntegrationService/ListAuditEvents",
+        "audit:read",
+        Workspace,
+        r#"{"workspace": "{workspace}", "page_size": 1, "actor": "operator",
+            "resource": "segment:{segment}"}"#,
+    ),
+    row(
         "muster.users.v1.UserService/ImportUsers",
         "users:write",
         Workspace,
@@ -272,6 +279,19 @@ pub(crate) const ROWS: &[Row] = &[
         Workspace,
         r#"{"workspace": "{workspace}", "user_no": {user_no}}"#,
     ),
+    row(
+        "muster.users.v1.UserService/FindUser",
+        "users:read",
+        Workspace,
+        r#"{"workspace": "{workspace}", "identifier": {"device_id": "{device}"}}"#,
+    ),
+    row(
+        "muster.users.v1.UserService/FindUser",
+        "users:read",
+        Workspace,
+        r#"{"workspace": "{workspace}",
+            "identifier": {"alias": {"label": "mail", "name": "{alias}"}}}"#,
+    ),
     shared(
         "muster.ingest.v1.IngestService/IngestCohort",
         "cohorts:write",
@@ -297,7 +317,8 @@ pub(crate) const ROWS: &[Row] = &[
     shared(
         "muster.ingest.v1.IngestService/ListCohortVersions",
         "cohorts:read",
-        r#"{"workspace": "{workspace}", "partner": "{partner}", "cohort_id": "{cohort}"}"#,
+        r#"{"workspace": "{workspace}", "partner": "{partner}", "cohort_id": "{cohort}",
+            "page_size": 1}"#,
     ),
     row(
         "muster.ingest.v1.IngestService/ArchiveCohort",
@@ -366,6 +387,13 @@ pub(crate) const ROWS: &[Row] = &[
         r#"{"workspace": "{workspace}", "page_size": 1}"#,
     ),
     row(
+        "muster.segments.v1.SegmentService/ListSegments",
+        "segments:read",
+        Workspace,
+        r#"{"workspace": "{workspace}", "page_size": 1,
+            "uses": {"partner": "{partner}", "cohort_id": "{cohort}"}}"#,
+    ),
+    row(
         "muster.segments.v1.SegmentService/UpdateSegment",
         "segments:write",
         Workspace,
@@ -398,6 +426,14 @@ pub(crate) const ROWS: &[Row] = &[
         "segments:read",
         Workspace,
         r#"{"workspace": "{workspace}", "filter": {"text": "{partner}:\"{cohort_name}\""}}"#,
+    ),
+    row(
+        "muster.segments.v1.SegmentService/CountSegment",
+        "segments:read",
+        Workspace,
+        r#"{"workspace": "{workspace}", "filter": {"tree": {"all_of": {"filters": [
+            {"cohort": {"partner": "{partner}", "cohorts": [{"cohort_id": "{cohort}"}]}},
+            {"segment": {"segment_id": "{segment}"}}]}}}}"#,
     ),
     row(
         "muster.segments.v1.SegmentService/CountFilters",
@@ -444,6 +480,13 @@ pub(crate) const ROWS: &[Row] = &[
         "segments:read",
         Workspace,
         r#"{"workspace": "{workspace}", "identifier": {"external_id": "{user}"},
+            "segment": {"segment_id": "{segment}"}}"#,
+    ),
+    row(
+        "muster.segments.v1.SegmentService/CheckMembership",
+        "segments:read",
+        Workspace,
+        r#"{"workspace": "{workspace}", "identifier": {"device_id": "{device}"},
             "segment": {"segment_id": "{segment}"}}"#,
     ),
     row(

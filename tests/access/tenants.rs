@@ -153,6 +153,15 @@ async fn another_workspace_s_page_tokens_open_nothing() {
         lists += 1;
         let theirs = on.operator(row.rpc, row.request(&rival, &[])).await;
         let token = theirs["nextPageToken"].as_str().unwrap_or_default();
+        if token.is_empty()
+            && ROWS
+                .iter()
+                .any(|other| other.rpc == row.rpc && other.request != row.request)
+        {
+            // Of one thing; the other row lists all.
+            continue;
+        }
+        assert!(!token.is_empty(), "{} has one page only", row.rpc);
         let mut request = row.request(&shop, &[]);
         request["page_token"] = token.into();
         let answer = on.call(row.rpc, &request, &bound).await;

@@ -231,6 +231,8 @@ impl World {
         let key = on.key(&workspace, &partner).await;
         self.set("client_secret", &key.secret);
         self.set("partner_key", &on.partner_key(&partner).await.id);
+        // Two, so that their list has a second page.
+        on.token(&workspace, &["keys:read"]).await;
         self.set("token", &on.token(&workspace, &["keys:read"]).await.id);
     }
 
@@ -244,6 +246,8 @@ impl World {
             users.push(json!({ "external_id": self.named(name) }));
         }
         users.push(json!({ "device_ids": [self.named("device")] }));
+        let alias = json!({ "label": "mail", "name": self.named("alias") });
+        users.push(json!({ "external_id": format!("{mark}-alias"), "aliases": [alias] }));
         let request = json!({ "workspace": workspace, "users": users });
         on.operator("muster.users.v1.UserService/UpsertUsers", request)
             .await;
@@ -266,7 +270,11 @@ impl World {
             self.get("user"),
             self.get("second_user"),
             "unknown".to_owned(),
+            "as unknown".to_owned(),
         ];
+        let earlier = format!("{import}-earlier");
+        self.upload(on, &cohort, &cohort_name, Mode::Delta, &earlier, &both[..1])
+            .await;
         let imported = self
             .upload(on, &cohort, &cohort_name, Mode::Delta, &import, &both)
             .await;

@@ -186,6 +186,44 @@ async fn who_keeps_a_connection_busy_for_nothing_is_cut_off() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_has_only_so_many_streams_at_once() {
+    const MOST: u32 = 256;
+    // Who goes on for longer is cut off.
+    const MORE: u32 = 100;
+    const REFUSED_STREAM: [u8; 4] = [0, 0, 0, 7];
+
+    let deployment = Deployment::start(&[]).await;
+    let mut peer = Peer::greet(deployment.dial(deployment.grpc).await).await;
+    let watch = call("/grpc.health.v1.Health/Watch", &[]);
+    let open = |n: u32| {
+        let mut frames = frame(HEADERS, END_HEADERS, 2 * n + 1, &watch);
+        frames.extend(frame(DATA, END_STREAM, 2 * n + 1, &[0; 5]));
+        frames
+    };
+    for n in 0..MOST {
+        peer.send(&open(n)).await.unwrap();
+        let begun = peer.wait_for(|frame| frame.kind == DATA && frame.stream == 2 * n + 1);
+        assert!(begun.await.is_some(), "{n}");
+    }
+    for n in MOST..MOST + MORE {
+        peer.send(&open(n)).await.unwrap();
+        let ended = peer.wait_for(|frame| frame.stream == 2 * n + 1).await;
+        let ended = ended.unwrap_or_else(|| panic!("only stream {n} is refused"));
+        assert_eq!(
+            (ended.kind, &ended.payload[..]),
+            (RST_STREAM, &REFUSED_STREAM[..])
+        );
+    }
+    // As soon as one ends another one may begin.
+    let cancel = frame(RST_STREAM, NOTHING, 1, &CANCEL);
+    peer.send(&cancel).await.unwrap();
+    let next = MOST + MORE;
+    peer.send(&open(next)).await.unwrap();
+    let begun = peer.wait_for(|frame| frame.stream == 2 * next + 1).await;
+    assert_eq!(begun.expect("an answer").kind, HEADERS);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_honest_stream_of_small_batches_is_never_cut() {
     const BATCHES: u64 = 300;
 

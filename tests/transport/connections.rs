@@ -2,14 +2,19 @@
 
 use std::time::{Duration, Instant};
 
+use muster_proto::ingest::v1::{
+    ImportMode, IngestCohortRequest, OpenImport, ingest_cohort_request::Message as ToServer,
+};
+use muster_tests::{PARTNER, WORKSPACE};
+use prost::Message as _;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     time::timeout,
 };
 
 use crate::{
-    deployment::Deployment,
-    frames::{DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, Peer, call, frame},
+    deployment::{Deployment, handshake},
+    frames::{DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, NOTHING, PING, Peer, call, frame},
 };
 
 /// How long what must happen may take on a machine that is busy with other tests.
@@ -25,6 +30,40 @@ async fn watching(deployment: &Deployment) -> (Peer, bool) {
     let _ = peer.send(&frames).await;
     let begun = peer.wait_for(|frame| frame.kind == DATA).await.is_some();
     (peer, begun)
+}
+
+/// A connection on which the partner uploads a cohort.
+async fn uploading(deployment: &Deployment, cohort: usize) -> Peer {
+    let mut peer = Peer::greet(deployment.dial(deployment.grpc).await).await;
+    let bearer = format!("Bearer {}", deployment.shop.client_secret);
+    let ingest = call(
+        "/muster.ingest.v1.IngestService/IngestCohort",
+        &[("authorization", &bearer)],
+    );
+    let open = OpenImport {
+        workspace: WORKSPACE.into(),
+        partner: PARTNER.into(),
+        cohort_id: format!("cohort-{cohort}"),
+        mode: ImportMode::Replace.into(),
+        import_id: format!("import-{cohort}"),
+        ..Default::default()
+    };
+    let open = IngestCohortRequest {
+        message: Some(ToServer::Open(open)),
+    };
+    let open = open.encode_to_vec();
+    let length = u32::try_from(open.len()).unwrap().to_be_bytes();
+    let mut frames = frame(HEADERS, END_HEADERS, 1, &ingest);
+    frames.extend(frame(
+        DATA,
+        NOTHING,
+        1,
+        &[&[0][..], &length, &open].concat(),
+    ));
+    peer.send(&frames).await.unwrap();
+    let opened = peer.wait_for(|frame| frame.kind == DATA).await;
+    assert!(opened.is_some(), "the import is not open");
+    peer
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -50,31 +89,37 @@ async fn connections_are_bounded_and_the_idle_make_room() {
         }
     }
 
-    let mut busy = Vec::new();
+    // Requests of strangers keep nobody out.
+    let mut strangers = Vec::new();
     for _ in 0..MOST {
         let (peer, begun) = watching(&deployment).await;
         assert!(begun);
-        busy.push(peer);
+        strangers.push(peer);
+    }
+    let mut busy = Vec::new();
+    for cohort in 0..MOST {
+        busy.push(uploading(&deployment, cohort).await);
+    }
+    for peer in &mut strangers {
+        assert!(peer.wait_for(|_| false).await.is_none());
     }
     // Who is being served is not sent away for somebody new.
-    let refused = crate::deployment::handshake(deployment.grpc, &deployment.shop.tls, "h2").await;
+    let refused = handshake(deployment.grpc, &deployment.shop.tls, "h2").await;
     if let Ok(mut stream) = refused {
         assert!(stream.read_u8().await.is_err());
     }
     for peer in &mut busy {
-        let ping = frame(crate::frames::PING, 0, 0, &[7; 8]);
+        let ping = frame(PING, NOTHING, 0, &[7; 8]);
         peer.send(&ping).await.unwrap();
         let pong = peer.wait_for(|frame| frame.payload == [7; 8]).await;
         assert!(pong.is_some(), "a busy connection was closed");
     }
     drop(busy);
     let deadline = Instant::now() + PATIENCE;
-    loop {
-        let let_in =
-            crate::deployment::handshake(deployment.grpc, &deployment.shop.tls, "h2").await;
-        if let_in.is_ok() {
-            break;
-        }
+    while handshake(deployment.grpc, &deployment.shop.tls, "h2")
+        .await
+        .is_err()
+    {
         assert!(Instant::now() < deadline, "nobody is let in any more");
     }
 }

@@ -39,6 +39,9 @@ pub struct RestSettings {
     pub requests_per_hour: NonZeroU32,
     /// Largest body, in bytes.
     pub max_body_bytes: usize,
+    /// What the bodies of open calls may take in memory together, in bytes. A call for which there is
+    /// no more is answered with 503.
+    pub body_memory: usize,
     /// How long a call may take, from its head to its answer. Clients of the contract give up after
     /// 10 s, so it must be less.
     pub call_timeout: Duration,
@@ -47,13 +50,14 @@ pub struct RestSettings {
 }
 
 impl RestSettings {
-    /// The limits of the contract: 250,000 calls per hour, bodies up to 2 MiB, 8 s for a call; and
-    /// what every listener allows.
+    /// The limits of the contract: 250,000 calls per hour, bodies up to 2 MiB, 8 s for a call; 256 MiB
+    /// for bodies, and what every listener allows.
     pub fn new(connection: Connection) -> Self {
         Self {
             connection,
             requests_per_hour: const { NonZeroU32::new(250_000).expect("it is not 0") },
             max_body_bytes: 2 * 1024 * 1024,
+            body_memory: 256 * 1024 * 1024,
             call_timeout: Duration::from_secs(8),
             limits: Limits::default(),
         }

@@ -323,6 +323,7 @@ async fn serve_bridge(
     let connection = upstream.ok_or_else(|| io::Error::other("no gRPC endpoint to call"))?;
     let rest = RestSettings {
         requests_per_hour: settings.rest_requests_per_hour,
+        body_memory: settings.traffic.message_bytes,
         limits: settings.limits,
         ..RestSettings::new(connection)
     };

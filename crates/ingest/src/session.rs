@@ -131,6 +131,9 @@ pub(crate) async fn run(
     }
 }
 
+/// How long publishing may go on after a revocation; either may have to wait for the other.
+const LAST_WORD: Duration = Duration::from_secs(5);
+
 async fn converse<S: Stream<Item = Result<Message>>>(
     mut client: Conversation<'_, S>,
 ) -> Result<()> {
@@ -141,7 +144,8 @@ async fn converse<S: Stream<Item = Result<Message>>>(
     let Message::Open(open) = first else {
         return Err(Error::field("open", "must be the first message"));
     };
-    let entry = Entry::check(ingest, caller, &open).await?;
+    let admission = client.admission;
+    let entry = unless_ended(admission, Entry::check(ingest, caller, &open)).await?;
     // What was read ahead to see whether the whole import is small enough for one transaction.
     let mut ahead = Vec::new();
     if open.pipelined {
@@ -152,7 +156,8 @@ async fn converse<S: Stream<Item = Result<Message>>>(
         ahead = match <[Message; 2]>::try_from(ahead) {
             Ok([Message::Batch(batch), Message::Commit(commit)]) if is_whole(&open, &batch) => {
                 let whole = Whole::new(&ingest.identities, caller, &entry, batch, commit)?;
-                match ingest.import_at_once(Box::new(whole)).await? {
+                let done = ingest.import_at_once(Box::new(whole));
+                match unless_out_of_reach(admission, done).await? {
                     Ok(outcome) => return client.send(outcome.into()).await,
                     Err(whole) => {
                         let (batch, commit) = whole.into_parts();
@@ -184,7 +189,8 @@ async fn converse<S: Stream<Item = Result<Message>>>(
     match taken? {
         Last::End => Ok(()),
         Last::Commit(commit) => {
-            let outcome = ingest.commit(caller, &writer, &commit).await?;
+            let committed = ingest.commit(caller, &writer, &commit);
+            let outcome = unless_out_of_reach(admission, committed).await?;
             upload.client.send(outcome.into()).await
         }
     }
@@ -219,12 +225,13 @@ impl<S: Stream<Item = Result<Message>>> Conversation<'_, S> {
         watched(self.ingest, self.admission, next).await?
     }
 
-    /// Works for as long as the client is there; what is not committed by then is rolled back.
+    /// Works for as long as the client is there and admitted; what is not committed by then is rolled
+    /// back.
     async fn while_there<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
         tokio::select! {
             biased;
             () = self.replies.closed() => Err(gone()),
-            done = work => done,
+            done = unless_ended(self.admission, work) => done,
         }
     }
 
@@ -263,6 +270,24 @@ pub(crate) async fn unless_ended<T>(
     tokio::select! {
         done = work => done,
         error = admission.ended() => Err(error),
+    }
+}
+
+/// Publishes, unless the database goes silent: what has become of it then is told when the import is
+/// opened again. A revocation does not cut it short, since it knows better itself which of the two was
+/// first.
+async fn unless_out_of_reach<T>(
+    admission: &Admission,
+    work: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    let mut work = pin!(work);
+    tokio::select! {
+        biased;
+        done = &mut work => done,
+        error = admission.ended() => match error.kind {
+            Kind::Unavailable => Err(error),
+            _ => timeout(LAST_WORD, work).await.unwrap_or(Err(error)),
+        },
     }
 }
 

@@ -4,20 +4,22 @@ use muster_domain::error::{Error, Kind, Result};
 use muster_service::Caller;
 use muster_storage::{Store, WorkspaceId};
 
-/// Admits callers of the whole deployment.
+/// Admits callers of the whole deployment; others go on record.
 ///
 /// # Errors
 /// `PERMISSION_DENIED` (`WORKSPACE_BOUND`) for a caller bound to a workspace.
-pub(crate) fn whole_deployment(caller: &Caller) -> Result<()> {
-    match &caller.bound_to {
-        None => Ok(()),
-        Some((_, own)) => Err(Error::new(
-            Kind::PermissionDenied,
-            "WORKSPACE_BOUND",
-            format!("the token works for workspace {own:?} only, and this concerns all of them"),
-        )
-        .with("workspace", own)),
-    }
+pub(crate) async fn whole_deployment(caller: &Caller, store: &Store) -> Result<()> {
+    let Some((_, own)) = &caller.bound_to else {
+        return Ok(());
+    };
+    let reason = "WORKSPACE_BOUND";
+    caller.tell_refusal(store, reason).await;
+    Err(Error::new(
+        Kind::PermissionDenied,
+        reason,
+        format!("the token works for workspace {own:?} only, and this concerns all of them"),
+    )
+    .with("workspace", own))
 }
 
 /// The workspace to list from: the one named, or all that the caller may see; `None` for all of the

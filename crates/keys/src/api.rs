@@ -58,7 +58,7 @@ impl Api {
         let answer = work(first.tx()).await?;
         let mut kept = answer.clone();
         kept.forget_secret();
-        first.commit(&kept).await?;
+        first.commit_held(&kept).await?;
         Ok(answer)
     }
 }

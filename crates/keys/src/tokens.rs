@@ -10,7 +10,7 @@ use muster_service::{
     Caller, Page,
     authorization::{Scope, Scopes},
 };
-use muster_storage::{Connection, Timestamp, Tx, WorkspaceId, credentials::Credential};
+use muster_storage::{Connection, Store, Timestamp, Tx, WorkspaceId, credentials::Credential};
 use uuid::Uuid;
 
 use crate::{
@@ -27,28 +27,42 @@ pub(crate) struct NewToken {
     pub(crate) expires_at: Option<Timestamp>,
 }
 
-/// Creates a token for one workspace, or for all of them.
+/// Refuses a token that gives what the caller itself has not, and puts that on record.
 ///
 /// # Errors
-/// `PERMISSION_DENIED` (`SCOPE_NOT_HELD`, `WORKSPACE_BOUND`) if the caller has not itself what the
-/// token would give.
+/// `PERMISSION_DENIED` (`SCOPE_NOT_HELD`, `WORKSPACE_BOUND`).
+pub(crate) async fn check_grant(
+    store: &Store,
+    caller: &Caller,
+    workspace: Option<WorkspaceId>,
+    new: &NewToken,
+) -> Result<()> {
+    if workspace.is_none() {
+        access::whole_deployment(caller, store).await?;
+    }
+    if caller.scopes.cover(&new.scopes) {
+        return Ok(());
+    }
+    let reason = "SCOPE_NOT_HELD";
+    caller.tell_refusal(store, reason).await;
+    let held = names(&caller.scopes).join(", ");
+    Err(Error::new(
+        ErrorKind::PermissionDenied,
+        reason,
+        format!("nobody can grant more than they hold, which here is {held}"),
+    ))
+}
+
+/// Creates a token for one workspace, or for all of them, that [`check_grant`] has let pass.
+///
+/// # Errors
+/// If the database fails.
 pub(crate) async fn create(
     tx: &mut Tx,
     caller: &Caller,
     workspace: Option<WorkspaceId>,
     new: &NewToken,
 ) -> Result<Issued> {
-    if workspace.is_none() {
-        access::whole_deployment(caller)?;
-    }
-    if !caller.scopes.cover(&new.scopes) {
-        let held = names(&caller.scopes).join(", ");
-        return Err(Error::new(
-            ErrorKind::PermissionDenied,
-            "SCOPE_NOT_HELD",
-            format!("nobody can grant more than they hold, which here is {held}"),
-        ));
-    }
     let grant = Grant {
         kind: Kind::ServiceToken,
         workspace,

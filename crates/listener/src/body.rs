@@ -2,6 +2,7 @@
 
 use std::{
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -89,11 +90,11 @@ impl http_body::Body for Body {
 #[derive(Debug)]
 pub(crate) struct Answer<B> {
     inner: B,
-    _open: Open,
+    _open: Arc<Open>,
 }
 
 impl<B> Answer<B> {
-    pub(crate) fn new(inner: B, open: Open) -> Self {
+    pub(crate) fn new(inner: B, open: Arc<Open>) -> Self {
         Self { inner, _open: open }
     }
 }

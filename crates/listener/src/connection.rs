@@ -26,10 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tower::{Service, ServiceExt as _};
 
 use crate::{
-    Body, Limits, Peer, Protocol, Tls,
-    body::Answer,
-    frames::Guarded,
-    room::{Activity, Open},
+    Body, Limits, Peer, Protocol, Tls, body::Answer, frames::Guarded, room::Activity,
     stalled::Watched,
 };
 
@@ -86,7 +83,7 @@ where
         };
         tokio::select! {
             () = serving => {}
-            // Dropped where it stands: nobody has a request open on it.
+            // Dropped where it stands: nobody who may call has a request open on it.
             () = evicted.cancelled_owned() => {}
         }
     }
@@ -136,10 +133,17 @@ where
     type Future = BoxFuture<'static, Result<Self::Response, BoxError>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let open: Open = self.activity.begin();
+        let open = self.activity.begin();
         let within = self.limits.body_timeout;
         let mut request = request.map(|body| Body::new(body, within));
         request.extensions_mut().insert(self.peer);
+        match self.protocol {
+            // Short, and ended if it is not.
+            Protocol::Http1 => open.stay().grant(),
+            Protocol::Http2 => {
+                request.extensions_mut().insert(open.stay());
+            }
+        }
         let answer = self.service.clone().oneshot(request);
         async move {
             let answer = answer.await.map_err(Into::into)?;

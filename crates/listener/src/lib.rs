@@ -22,6 +22,7 @@ mod tls;
 pub use body::{Body, BodyError};
 pub use limits::Limits;
 pub use local::Dialer;
+pub use room::Stay;
 pub use serve::Listener;
 pub use tls::{Tls, TlsError, TlsFiles};
 

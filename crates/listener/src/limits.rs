@@ -7,7 +7,8 @@ use std::time::Duration;
 pub struct Limits {
     /// Connections at once. When they are all taken, a new one takes the place of one that has no
     /// request open, if there is one: of those that never made a request the oldest, else the one
-    /// that has been idle longest. If all are busy, the new one is closed.
+    /// that has been idle longest; else the place of one whose open requests are those of strangers
+    /// ([`Stay`](crate::Stay)). If all are busy, the new one is closed.
     pub max_connections: usize,
     /// Connections at once from one address, by the same rule.
     pub max_connections_per_address: usize,

@@ -3,7 +3,10 @@
 use std::{
     collections::HashMap,
     net::IpAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use tokio::time::Instant;
@@ -41,6 +44,8 @@ pub(crate) struct State {
     pub(crate) asked: bool,
     /// How many are open.
     pub(crate) open: usize,
+    /// How many of those are of somebody who may call.
+    admitted: usize,
     /// Since when none is.
     pub(crate) idle_since: Instant,
 }
@@ -54,7 +59,27 @@ pub(crate) struct Place {
 
 /// An open request, ended by dropping it.
 #[derive(Debug)]
-pub(crate) struct Open(Arc<Activity>);
+pub(crate) struct Open {
+    activity: Arc<Activity>,
+    admitted: AtomicBool,
+}
+
+/// Among the extensions of a request: the way to say that its caller is somebody who may call. A
+/// connection with such a request is not sent away for a new one; one whose requests are those of
+/// strangers, such as a watch of the health, is.
+#[derive(Debug, Clone)]
+pub struct Stay(Weak<Open>);
+
+impl Stay {
+    /// The caller may call.
+    pub fn grant(&self) {
+        if let Some(open) = self.0.upgrade()
+            && !open.admitted.swap(true, Ordering::Relaxed)
+        {
+            lock(&open.activity.state).admitted += 1;
+        }
+    }
+}
 
 impl Activity {
     pub(crate) fn new() -> Arc<Self> {
@@ -62,17 +87,21 @@ impl Activity {
             state: Mutex::new(State {
                 asked: false,
                 open: 0,
+                admitted: 0,
                 idle_since: Instant::now(),
             }),
             evicted: CancellationToken::new(),
         })
     }
 
-    pub(crate) fn begin(self: &Arc<Self>) -> Open {
+    pub(crate) fn begin(self: &Arc<Self>) -> Arc<Open> {
         let mut state = lock(&self.state);
         state.asked = true;
         state.open += 1;
-        Open(Arc::clone(self))
+        Arc::new(Open {
+            activity: Arc::clone(self),
+            admitted: AtomicBool::new(false),
+        })
     }
 
     pub(crate) fn state(&self) -> State {
@@ -80,10 +109,17 @@ impl Activity {
     }
 }
 
+impl Open {
+    pub(crate) fn stay(self: &Arc<Self>) -> Stay {
+        Stay(Arc::downgrade(self))
+    }
+}
+
 impl Drop for Open {
     fn drop(&mut self) {
-        let mut state = lock(&self.0.state);
+        let mut state = lock(&self.activity.state);
         state.open -= 1;
+        state.admitted -= usize::from(*self.admitted.get_mut());
         state.idle_since = Instant::now();
     }
 }
@@ -126,12 +162,12 @@ impl Room {
 impl Inside {
     /// Sends away the connection that is missed least; `None` if every one is busy.
     fn evict(&mut self, from: Option<IpAddr>) -> Option<()> {
-        let idle = self.connections.iter().filter_map(|(id, (address, a))| {
+        let may_go = self.connections.iter().filter_map(|(id, (address, a))| {
             let state = a.state();
-            let may_go = state.open == 0 && from.is_none_or(|from| from == *address);
-            may_go.then_some(((state.asked, state.idle_since), *id))
+            let may_go = state.admitted == 0 && from.is_none_or(|from| from == *address);
+            may_go.then_some(((state.open > 0, state.asked, state.idle_since), *id))
         });
-        let (_, id) = idle.min()?;
+        let (_, id) = may_go.min()?;
         let activity = self.remove(id)?;
         activity.evicted.cancel();
         Some(())
@@ -191,9 +227,32 @@ mod tests {
         places.push(room.enter(address(2), &later).unwrap());
         assert!(late.evicted.is_cancelled() && !caller.evicted.is_cancelled());
         let open = [open, caller.begin(), later.begin()];
+        open.iter().for_each(|open| open.stay().grant());
         assert!(room.enter(address(3), &Activity::new()).is_none());
         drop(open);
         assert!(room.enter(address(3), &Activity::new()).is_some());
+    }
+
+    #[test]
+    fn whose_requests_are_strangers_goes_when_nobody_is_idle() {
+        let room = room(2, 2);
+        let [watcher, idle] = std::array::from_fn(|_| Activity::new());
+        let watch = watcher.begin();
+        let _watcher = room.enter(address(1), &watcher).unwrap();
+        let _idle = room.enter(address(1), &idle).unwrap();
+        let caller = Activity::new();
+        let call = caller.begin();
+        call.stay().grant();
+        let _caller = room.enter(address(2), &caller).unwrap();
+        assert!(idle.evicted.is_cancelled() && !watcher.evicted.is_cancelled());
+        assert!(room.enter(address(3), &Activity::new()).is_some());
+        assert!(watcher.evicted.is_cancelled() && !caller.evicted.is_cancelled());
+        // Said twice, or of a request that is over, it counts once, or not at all.
+        let stay = call.stay();
+        stay.grant();
+        drop((call, watch));
+        stay.grant();
+        assert_eq!(caller.state().admitted, 0);
     }
 
     #[test]

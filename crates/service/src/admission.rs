@@ -24,8 +24,8 @@ const CHECK: Duration = Duration::from_millis(300);
 /// How old the look that allows an answer may be; the rest of the second is for the answer's way.
 const FRESH: Duration = Duration::from_millis(750);
 
-/// A stream whose credential could not be looked up for so long is ended.
-const GIVE_UP: Duration = Duration::from_secs(5);
+/// A call whose credential could not be looked up for so long is refused or, if it is open, ended.
+pub(crate) const GIVE_UP: Duration = Duration::from_secs(5);
 
 /// A caller whose credential is watched until this is dropped.
 #[derive(Debug)]
@@ -127,7 +127,8 @@ async fn watch(store: Store, caller: Caller, tell: watch::Sender<State>) {
     }
 }
 
-fn unconfirmed() -> Error {
+/// That the credential could not be looked up.
+pub(crate) fn unconfirmed() -> Error {
     Error::new(
         Kind::Unavailable,
         "DATABASE_UNAVAILABLE",

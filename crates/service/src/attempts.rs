@@ -59,8 +59,8 @@ pub(crate) struct Attempts {
     accepted: Mutex<Accepted>,
 }
 
-/// What was accepted, when, and on whose account it goes.
-type Accepted = HashMap<(Secret, Option<IpAddr>), (Instant, Account)>;
+/// What was accepted, when, and on whose account it goes, if on one alone.
+type Accepted = HashMap<(Secret, Option<IpAddr>), (Instant, Option<Account>)>;
 
 impl Attempts {
     pub(crate) fn new(settings: &Settings) -> Self {
@@ -74,7 +74,7 @@ impl Attempts {
     }
 
     /// Whether to look a secret up that comes from an address; if it was accepted a while ago, with
-    /// the account it goes on.
+    /// the account it goes on, unless it serves several.
     ///
     /// # Errors
     /// `RESOURCE_EXHAUSTED` (`TOO_MANY_FAILED_ATTEMPTS`).
@@ -87,7 +87,7 @@ impl Attempts {
         if let Some((at, account)) = self.accepted().get(&(secret, peer))
             && at.elapsed() < MEMORY
         {
-            return Ok(Some(account.clone()));
+            return Ok(account.clone());
         }
         let address = self.counted(peer).and_then(|of| self.by_address.wait(&of));
         match address.or_else(|| self.by_credential.wait(&secret)) {
@@ -126,8 +126,14 @@ impl Attempts {
         let _ = self.by_credential.take(secret.as_bytes(), 1);
     }
 
-    /// Remembers that a secret was accepted from an address.
-    pub(crate) fn accepted_from(&self, peer: Option<IpAddr>, secret: &Digest, account: Account) {
+    /// Remembers that a secret was accepted from an address. A partner's API key, which comes with
+    /// the keys of many workspaces, goes on no account.
+    pub(crate) fn accepted_from(
+        &self,
+        peer: Option<IpAddr>,
+        secret: &Digest,
+        account: Option<Account>,
+    ) {
         let mut accepted = self.accepted();
         let (key, now) = ((*secret.as_bytes(), peer), Instant::now());
         if accepted.len() >= MAX_ACCEPTED && !accepted.contains_key(&key) {
@@ -215,7 +221,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn who_was_accepted_is_not_held_up_by_a_guesser_at_the_same_address() {
         let attempts = attempts();
-        attempts.accepted_from(GUESSER, &digest(1), account());
+        attempts.accepted_from(GUESSER, &digest(1), Some(account()));
         for guess in 100..110 {
             let _ = attempts.unknown(GUESSER, Some(&digest(guess)));
         }
@@ -229,7 +235,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_stolen_credential_is_stopped_and_its_owner_is_not() {
         let attempts = attempts();
-        attempts.accepted_from(ELSEWHERE, &digest(1), account());
+        attempts.accepted_from(ELSEWHERE, &digest(1), Some(account()));
         for last in 0..3 {
             let thief = Some(IpAddr::from([198, 51, 100, last]));
             attempts.check(thief, &digest(1)).unwrap();
@@ -264,7 +270,7 @@ mod tests {
         for n in 0..MAX_ACCEPTED + 100 {
             let mut secret = [0; 32];
             secret[..8].copy_from_slice(&n.to_be_bytes());
-            attempts.accepted_from(None, &Digest::from(secret), account());
+            attempts.accepted_from(None, &Digest::from(secret), Some(account()));
         }
         assert_eq!(attempts.accepted().len(), MAX_ACCEPTED);
     }

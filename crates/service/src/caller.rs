@@ -18,7 +18,7 @@ use muster_domain::{
     error::{Error, Kind, Result},
     name,
 };
-use muster_listener::Peer;
+use muster_listener::{Peer, Stay};
 use muster_storage::{
     Connection, Store, WorkspaceId,
     audit::By,
@@ -27,12 +27,13 @@ use muster_storage::{
     share::Held,
     workspaces,
 };
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tonic::{Request, Status, body::Body};
 use tower::{Layer, Service};
 use uuid::Uuid;
 
 use crate::{
+    admission::{GIVE_UP, unconfirmed},
     attempts::{self, Attempts},
     authorization::{Rule, Scopes, rule},
     intake::Messages,
@@ -98,11 +99,8 @@ impl Caller {
     pub async fn workspace(&self, store: &Store, slug: &str) -> Result<WorkspaceId> {
         match &self.bound_to {
             Some((id, own)) if slug.is_empty() || slug == own => Ok(*id),
-            Some((own, _)) => {
-                let rpc = self.rpc;
-                let refused =
-                    Refused::to_call(self.credential, self.by(), Some(*own), rpc, OTHER_WORKSPACE);
-                self.refusals.tell_through(store, refused).await;
+            Some(_) => {
+                self.tell_refusal(store, OTHER_WORKSPACE).await;
                 Err(Error::not_found("workspace", slug))
             }
             None if slug.is_empty() => Err(Error::field("workspace", "must not be empty")),
@@ -117,6 +115,13 @@ impl Caller {
                 Ok(workspace.id)
             }
         }
+    }
+
+    /// Puts on record that the caller may not do what it asked for, and why.
+    pub async fn tell_refusal(&self, store: &Store, reason: &'static str) {
+        let own = self.bound_to.as_ref().map(|(id, _)| *id);
+        let refused = Refused::to_call(self.credential, self.by(), own, self.rpc, reason);
+        self.refusals.tell_through(store, refused).await;
     }
 
     /// The partner that a request names; empty means the caller's own, if it has one.
@@ -245,8 +250,13 @@ where
         let door = self.door.clone();
         Box::pin(async move {
             let peer = peer(&request);
-            match door.admit(rule, request.headers(), peer).await {
+            // A database that goes silent in the middle of a query says nothing for a long time.
+            let admitting = timeout(GIVE_UP, door.admit(rule, request.headers(), peer));
+            match admitting.await.unwrap_or_else(|_| Err(unconfirmed())) {
                 Ok((caller, place)) => {
+                    if let Some(stay) = request.extensions().get::<Stay>() {
+                        stay.grant();
+                    }
                     let messages = caller.messages.clone();
                     request = request.map(|body| Body::new(messages.arriving(body)));
                     request.extensions_mut().insert(caller);
@@ -299,7 +309,7 @@ impl AuthLayer {
         headers: &HeaderMap,
         peer: Option<IpAddr>,
     ) -> Result<(Caller, Held)> {
-        let partner_key = match headers.get("muster-partner-api-key") {
+        let presented_key = match headers.get("muster-partner-api-key") {
             None => None,
             Some(value) => {
                 let text = value.to_str().ok();
@@ -321,7 +331,7 @@ impl AuthLayer {
         let bearer = self.recognise(bearer, peer, credential_invalid)?;
         let mut connection = self.store.credential_connection().await?;
         let admitted_at = Instant::now();
-        let partner_key = match &partner_key {
+        let partner_key = match &presented_key {
             None => None,
             Some(key) if key.secret.kind() != CredentialKind::PartnerApiKey => {
                 self.attempts.unknown(peer, Some(&key.digest))?;
@@ -382,7 +392,11 @@ impl AuthLayer {
         }
         let account = Account::of(&caller);
         let place = self.traffic.begin(&account);
-        self.attempts.accepted_from(peer, &bearer.digest, account);
+        if let Some(key) = presented_key {
+            self.attempts.accepted_from(peer, &key.digest, None);
+        }
+        self.attempts
+            .accepted_from(peer, &bearer.digest, Some(account));
         Ok((caller, place?))
     }
 

@@ -31,6 +31,9 @@ use crate::{
 /// Nothing is acknowledged later than this after a revocation has returned.
 const PROMISE: Duration = Duration::from_secs(1);
 
+/// A call whose credential cannot be looked up has failed by then, one that was open and a new one.
+const GIVEN_UP: Duration = Duration::from_secs(6);
+
 /// How long anything else may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -63,6 +66,8 @@ pub(crate) async fn credential_revoked(mut plan: Plan) -> Tally {
     let mut worst_ack = Duration::ZERO;
     let mut worst_end = Duration::ZERO;
     let mut published = 0;
+    // One fault that lasts, lasts until everybody has given up.
+    let mut is_next_for_good = true;
     for round in 0..plan.rounds {
         let fault = match round % 10 {
             2 => Fault::Swallowed,
@@ -87,8 +92,12 @@ pub(crate) async fn credential_revoked(mut plan: Plan) -> Tally {
         // One that is in the middle of publishing when it is frozen holds its credential, and the
         // revocation does not return: so in a lasting fault commits are sent after its beginning.
         let mut broken = Vec::new();
+        let mut given_up = None;
         if lasting {
             broken = link.inject(fault, &muster).await;
+            if std::mem::take(&mut is_next_for_good) {
+                given_up = Some(Instant::now() + GIVEN_UP);
+            }
         }
         let _ = open.commit.send(true);
         sleep(Duration::from_micros(plan.rng.random_range(0..15_000))).await;
@@ -101,6 +110,10 @@ pub(crate) async fn credential_revoked(mut plan: Plan) -> Tally {
         if lasting {
             // The promise is about time, so time has to pass before anything is mended.
             sleep((ended + PROMISE + Duration::from_millis(200)) - Instant::now()).await;
+        }
+        if let Some(given_up) = given_up {
+            story.gives_up().await;
+            sleep(given_up + PROMISE - Instant::now()).await;
         }
         let mended = Instant::now();
         link.mend(broken);
@@ -126,7 +139,11 @@ pub(crate) async fn credential_revoked(mut plan: Plan) -> Tally {
                 refused || unreachable || busy,
                 "{fault:?} {end:?}: {status:?}"
             );
-            let known = if lasting { mended } else { ended };
+            let known = match given_up {
+                Some(given_up) => given_up,
+                None if lasting => mended,
+                None => ended,
+            };
             let since = told.ended.saturating_duration_since(known);
             assert!(
                 since < PROMISE,
@@ -196,6 +213,18 @@ impl Story<'_> {
             assert!(Instant::now() < deadline, "not back after 10 s: {status:?}");
             sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    /// A new call fails in time while the database cannot be asked.
+    async fn gives_up(&self) {
+        let mut ingest = connect(&self.node, &self.shop.client_secret).ingest();
+        let request = ingest::ListCohortsRequest {
+            workspace: WORKSPACE.into(),
+            ..Default::default()
+        };
+        let answer = timeout(GIVEN_UP + PROMISE, ingest.list_cohorts(request)).await;
+        let status = answer.expect("an answer in time").unwrap_err();
+        assert_eq!(status.code(), Code::Unavailable, "{status:?}");
     }
 
     /// Opens imports that trickle, repeat themselves, and are ready to commit, and an audience.

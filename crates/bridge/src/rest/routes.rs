@@ -9,7 +9,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::post,
 };
-use bytes::Bytes;
+use bytes::BytesMut;
 use http::{HeaderMap, StatusCode, header::CONTENT_TYPE};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use muster_client::{
@@ -23,7 +23,10 @@ use muster_domain::{
 use muster_listener::Peer;
 use muster_proto::ingest::v1::{GetCohortRequest, UpsertCohortRequest};
 use serde_json::{Value, json};
-use tokio::time::{Instant, timeout_at};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, timeout_at},
+};
 use tonic::Code;
 use tower_http::catch_panic::CatchPanicLayer;
 use uuid::Uuid;
@@ -46,6 +49,7 @@ const ANY_COHORT: &str = "credential-check";
 pub fn router(settings: RestSettings) -> Router {
     let endpoint = Arc::new(Endpoint {
         limits: Limits::new(settings.requests_per_hour),
+        memory: Arc::new(Semaphore::new(settings.body_memory)),
         settings,
     });
     Router::new()
@@ -67,6 +71,8 @@ pub fn router(settings: RestSettings) -> Router {
 struct Endpoint {
     settings: RestSettings,
     limits: Limits,
+    /// For the bodies of calls, by byte.
+    memory: Arc<Semaphore>,
 }
 
 /// A caller whose credentials look like credentials, and whose call counts.
@@ -75,6 +81,8 @@ struct Caller {
     connection: Connection,
     deadline: Instant,
     body: Body,
+    /// Of its body, until the answer is known: what was read from it is as large.
+    _memory: Option<OwnedSemaphorePermit>,
 }
 
 type PartnerPath = Result<Path<String>, PathRejection>;
@@ -153,7 +161,7 @@ impl Endpoint {
         let Path(partner) = partner.map_err(|_| Problem::NotFound)?;
         let peer = request.extensions().get::<Peer>();
         let address = peer.and_then(|peer| peer.address).map(|peer| peer.ip());
-        let body = self.read(request, deadline).await?;
+        let (body, memory) = self.read(request, deadline).await?;
         let credentials = body.credentials()?;
         name::check_slug(&partner).map_err(|_| Problem::PartnerApiKey)?;
         let (standing, allowed) = self.limits.count(&partner, &credentials.client_secret);
@@ -163,29 +171,51 @@ impl Endpoint {
             connection,
             deadline,
             body,
+            _memory: memory,
         };
         Ok((standing, allowed.map(|()| caller)))
     }
 
-    async fn read(&self, request: Request, deadline: Instant) -> Result<Body, Problem> {
+    async fn read(
+        &self,
+        request: Request,
+        deadline: Instant,
+    ) -> Result<(Body, Option<OwnedSemaphorePermit>), Problem> {
         if !may_be_json(request.headers()) {
             return Err(Problem::NotJson);
         }
-        let bytes = timeout_at(
-            deadline,
-            collect(request.into_body(), self.settings.max_body_bytes),
-        )
-        .await
-        .map_err(|_| Problem::BodyTooSlow)??;
-        Body::parse(&bytes)
+        let collected = timeout_at(deadline, self.collect(request.into_body()));
+        let (bytes, memory) = collected.await.map_err(|_| Problem::BodyTooSlow)??;
+        Ok((Body::parse(&bytes)?, memory))
     }
-}
 
-async fn collect(body: HttpBody, limit: usize) -> Result<Bytes, Problem> {
-    match Limited::new(body, limit).collect().await {
-        Ok(collected) => Ok(collected.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(Problem::BodyTooLarge(limit)),
-        Err(_) => Err(Problem::BodyBroken),
+    /// Nobody waits for memory, since those who wait would hold what the others wait for.
+    async fn collect(
+        &self,
+        body: HttpBody,
+    ) -> Result<(BytesMut, Option<OwnedSemaphorePermit>), Problem> {
+        let limit = self.settings.max_body_bytes;
+        let mut body = Limited::new(body, limit);
+        let mut bytes = BytesMut::new();
+        let mut held: Option<OwnedSemaphorePermit> = None;
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|error| match error.is::<LengthLimitError>() {
+                true => Problem::BodyTooLarge(limit),
+                false => Problem::BodyBroken,
+            })?;
+            let Ok(data) = frame.into_data() else {
+                continue;
+            };
+            let more = u32::try_from(data.len()).unwrap_or(u32::MAX);
+            let more = Arc::clone(&self.memory).try_acquire_many_owned(more);
+            let more = more.map_err(|_| Problem::Unavailable(None))?;
+            match &mut held {
+                Some(held) => held.merge(more),
+                None => held = Some(more),
+            }
+            bytes.extend_from_slice(&data);
+        }
+        Ok((bytes, held))
     }
 }
 

@@ -172,8 +172,8 @@ pub(crate) struct ServingArgs {
         hide_env_values = true
     )]
     concurrent_calls: NonZeroU32,
-    /// Memory for messages of gRPC calls that arrive or are worked on, at least 32MiB; a workspace has
-    /// half of it at most
+    /// Memory for messages of gRPC calls that arrive or are worked on, at least 32MiB, of which a
+    /// workspace has half at most; as much again for the bodies of calls over REST
     #[arg(
         long,
         env = "MUSTER_MESSAGE_MEMORY",

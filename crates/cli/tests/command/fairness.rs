@@ -12,7 +12,8 @@ use muster_domain::{
     import::{Effect, Mode},
 };
 use muster_proto::segments::v1 as segments;
-use tokio::time::sleep;
+use muster_testbed::process::PATIENCE;
+use tokio::time::{sleep, timeout};
 
 use crate::harness::{Muster, PARTNER, Up, text};
 
@@ -140,9 +141,14 @@ fn a_flood_of_one_workspace_does_not_keep_another_waiting() {
         let flood = Flood::new(&loud);
         // Until it has had all that may come at once.
         flood.on.store(true, Ordering::Relaxed);
-        while flood.refused.load(Ordering::Relaxed) < 20 {
-            sleep(PACE).await;
-        }
+        let spent = async {
+            while flood.refused.load(Ordering::Relaxed) < 20 {
+                sleep(PACE).await;
+            }
+        };
+        timeout(PATIENCE, spent)
+            .await
+            .expect("it is refused in time");
         let mut tries = Vec::new();
         // Whatever else the machine does hits both alike, unless it is bad luck. Other tests run beside
         // this one and write to the same disk, so that may happen more than once.

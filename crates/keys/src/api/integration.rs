@@ -16,7 +16,7 @@ impl IntegrationService for Api {
     ) -> RpcResult<pb::CreateWorkspaceResponse> {
         respond(async {
             let (caller, body) = admitted(request);
-            access::whole_deployment(&caller)?;
+            access::whole_deployment(&caller, &self.store).await?;
             let (slug, shown) = wire::named("workspace", &body.workspace, &body.display_name)?;
             let call = Call {
                 caller: &caller,
@@ -58,7 +58,7 @@ impl IntegrationService for Api {
     ) -> RpcResult<pb::CreatePartnerResponse> {
         respond(async {
             let (caller, body) = admitted(request);
-            access::whole_deployment(&caller)?;
+            access::whole_deployment(&caller, &self.store).await?;
             let (slug, shown) = wire::named("partner", &body.partner, &body.display_name)?;
             let call = Call {
                 caller: &caller,
@@ -147,7 +147,7 @@ impl IntegrationService for Api {
     ) -> RpcResult<pb::CreatePartnerApiKeyResponse> {
         respond(async {
             let (caller, body) = admitted(request);
-            access::whole_deployment(&caller)?;
+            access::whole_deployment(&caller, &self.store).await?;
             let label = wire::label(&body.label)?;
             let from = wire::allowed_addresses(&body.allowed_addresses)?;
             let call = Call {
@@ -173,7 +173,7 @@ impl IntegrationService for Api {
     ) -> RpcResult<pb::ListPartnerApiKeysResponse> {
         respond(async {
             let (caller, body) = admitted(request);
-            access::whole_deployment(&caller)?;
+            access::whole_deployment(&caller, &self.store).await?;
             let page = Page::parse(body.page_size, &body.page_token)?;
             let mut connection = self.store.connection().await?;
             let (found, next) = partner_keys::list(&mut connection, &body.partner, &page).await?;
@@ -191,7 +191,7 @@ impl IntegrationService for Api {
     ) -> RpcResult<pb::RevokePartnerApiKeyResponse> {
         respond(async {
             let (caller, body) = admitted(request);
-            access::whole_deployment(&caller)?;
+            access::whole_deployment(&caller, &self.store).await?;
             let call = Call {
                 caller: &caller,
                 workspace: None,
@@ -236,6 +236,7 @@ impl IntegrationService for Api {
                 named => Some(caller.workspace(&self.store, named).await?),
             };
             let new = wire::new_token(&body)?;
+            tokens::check_grant(&self.store, &caller, workspace, &new).await?;
             let call = Call {
                 caller: &caller,
                 workspace,

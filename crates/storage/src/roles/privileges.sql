@@ -7,6 +7,8 @@
 REVOKE ALL ON ALL TABLES IN SCHEMA public
 FROM muster_access, muster_keys, muster_users, muster_directory, muster_ingest, muster_segments,
     muster_housekeeping, muster_backup;
+-- A database that was made before PostgreSQL 15 lets everybody make tables.
+REVOKE CREATE ON SCHEMA public FROM PUBLIC;
 GRANT USAGE ON SCHEMA public
 TO muster_access, muster_keys, muster_users, muster_directory, muster_ingest, muster_segments,
     muster_housekeeping, muster_backup;
@@ -21,7 +23,7 @@ GRANT UPDATE (last_used_at) ON credential TO muster_access;
 -- Control tables. Only keys changes them; the others see no digest of a secret.
 GRANT SELECT, INSERT ON workspace, partner TO muster_keys;
 GRANT SELECT, INSERT, DELETE, UPDATE (enabled_at) ON workspace_partner TO muster_keys;
-GRANT SELECT, INSERT, UPDATE ON credential TO muster_keys;
+GRANT SELECT, INSERT, UPDATE (expires_at, revoked_at, replaced_by, allowed_addresses) ON credential TO muster_keys;
 GRANT SELECT ON workspace, partner, workspace_partner TO muster_users, muster_ingest, muster_segments;
 GRANT SELECT (credential_id, kind, workspace_id, partner, expires_at, revoked_at, allowed_addresses) ON credential
 TO muster_users, muster_ingest, muster_segments;
@@ -58,8 +60,9 @@ GRANT SELECT ON segment, segment_cohort TO muster_ingest; -- To refuse archiving
 -- Clean-ups, which go by age and for all workspaces. Rows that depend on others go with them.
 GRANT SELECT, INSERT, UPDATE ON clean_up TO muster_housekeeping;
 GRANT SELECT, UPDATE (created_at), DELETE ON request_log TO muster_housekeeping;
-GRANT SELECT, UPDATE, DELETE ON cohort_import TO muster_housekeeping;
-GRANT SELECT, DELETE ON import_batch, import_rejected, cohort_delta, cohort_checkpoint TO muster_housekeeping;
+GRANT SELECT, UPDATE (state, digest_state, updated_at, expires_at, summary), DELETE ON cohort_import TO muster_housekeeping;
+GRANT SELECT (workspace_id, import_id, first_offset), DELETE ON import_batch, import_rejected TO muster_housekeeping;
+GRANT SELECT, DELETE ON cohort_delta, cohort_checkpoint TO muster_housekeeping;
 GRANT SELECT, UPDATE (imported_at) ON cohort TO muster_housekeeping;
 GRANT SELECT, UPDATE (published_at) ON cohort_version TO muster_housekeeping;
 GRANT SELECT, UPDATE (created_at, expires_at), DELETE ON resolution TO muster_housekeeping;

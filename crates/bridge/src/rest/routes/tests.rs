@@ -4,6 +4,8 @@
 use std::num::NonZeroU32;
 
 use axum::body::to_bytes;
+use bytes::Bytes;
+use futures::StreamExt as _;
 use muster_domain::credential::{Kind, Secret};
 use tower::ServiceExt;
 
@@ -129,6 +131,33 @@ async fn a_slow_body_is_408() {
     let call = request("POST", USERS, HttpBody::from_stream(never_ends));
     let (status, _, _) = answer(&router(settings()), call).await;
     assert_eq!(status, 408);
+}
+
+#[tokio::test(start_paused = true)]
+async fn bodies_take_no_more_memory_than_they_may() {
+    let router = router(RestSettings {
+        body_memory: 3_000,
+        ..settings()
+    });
+    let begin = || {
+        futures::stream::iter([Ok::<_, std::convert::Infallible>(Bytes::from(vec![
+            b' ';
+            1_000
+        ]))])
+    };
+    let calls = (0..4).map(|_| {
+        let goes_on = begin().chain(futures::stream::pending());
+        let call = request("POST", USERS, HttpBody::from_stream(goes_on));
+        let router = router.clone();
+        async move { answer(&router, call).await.0 }
+    });
+    let mut statuses = futures::future::join_all(calls).await;
+    statuses.sort_unstable();
+    // One found no room, the others were waited for.
+    assert_eq!(statuses, [408, 408, 408, 503]);
+    // What they held is free again.
+    let whole = request("POST", USERS, HttpBody::from_stream(begin()));
+    assert_eq!(answer(&router, whole).await.0, 400);
 }
 
 #[tokio::test]
