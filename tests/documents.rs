@@ -30,17 +30,25 @@ fn is_name(text: &str) -> bool {
     text.chars().all(is_of_name) && text.split('_').count() >= WORDS
 }
 
-/// The names of the functions in a folder.
+/// The names of the tests in a folder.
 fn collect(folder: &Path, names: &mut BTreeSet<String>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {
             collect(&path, names);
         } else if path.extension().is_some_and(|extension| extension == "rs") {
-            let text = fs::read_to_string(&path).unwrap();
-            for after in text.split("fn ").skip(1) {
-                let end = after.find(['(', '<']).unwrap_or(after.len());
-                names.insert(after[..end].to_owned());
+            let mut is_test = false;
+            for line in fs::read_to_string(&path).unwrap().lines().map(str::trim) {
+                is_test |= line.starts_with("#[test]") || line.starts_with("#[tokio::test");
+                let Some((_, after)) = line.split_once("fn ") else {
+                    continue;
+                };
+                // Those of the console have a browser in common, and no attribute.
+                if is_test || after.contains("(stage: &Stage") {
+                    let end = after.find(['(', '<']).unwrap_or(after.len());
+                    names.insert(after[..end].to_owned());
+                }
+                is_test = false;
             }
         }
     }

@@ -4,8 +4,9 @@
 //! they are damaged; `make fuzz` gives them to a fuzzer. A target of the same name is in
 //! `fuzz/fuzz_targets`.
 
-use muster_domain::{filter::WrittenFilter, user_set};
+use muster_domain::{credential::Secret, filter::WrittenFilter, user_set};
 use muster_service::{ConsistencyToken, Page};
+use muster_storage::cohorts::Position;
 use uuid::Uuid;
 
 /// A target: its name, which is that of its folder of seeds, and what it does.
@@ -39,10 +40,10 @@ pub fn filter_text(bytes: &[u8]) {
     }
 }
 
-/// Page, resume and consistency tokens: refused, or what they say.
+/// Secrets, and page, resume and consistency tokens: refused, or what they say.
 ///
 /// # Panics
-/// If what was read from a consistency token is written as something else.
+/// If what was read from a secret or a consistency token is written as something else.
 pub fn tokens(bytes: &[u8]) {
     let Ok(token) = std::str::from_utf8(bytes) else {
         return;
@@ -53,7 +54,11 @@ pub fn tokens(bytes: &[u8]) {
     let _ = Page::<i64>::parse(0, token);
     let _ = Page::<(i128, String)>::parse(0, token);
     let _ = Page::<(String, Uuid)>::parse(0, token);
+    let _ = Page::<Position>::parse(0, token);
     muster_segments::fuzz_resume_token(token);
+    if let Ok(secret) = Secret::parse(token) {
+        assert_eq!(secret.expose(), token);
+    }
     if let Ok(read) = ConsistencyToken::decode(token) {
         let again = ConsistencyToken::decode(&read.encode());
         assert_eq!(again.ok(), Some(read));
