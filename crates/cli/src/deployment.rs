@@ -17,7 +17,7 @@ use muster_service::{
     traffic,
 };
 use muster_storage::{Role, Store};
-use tokio::task::JoinSet;
+use tokio::{task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 /// One of the servers.
@@ -163,6 +163,16 @@ pub enum Failure {
 
 type Task = (&'static str, Result<(), String>);
 
+/// Does what the first callers of servers would wait for.
+pub async fn warm_up(store: &Store, servers: &BTreeSet<Server>) {
+    if servers.contains(&Server::Segments)
+        && let Err(error) = muster_segments::warm_up(store).await
+    {
+        let cause = &error as &dyn std::error::Error;
+        tracing::warn!(cause, "the first calls will be slower");
+    }
+}
+
 /// Runs servers until `shutdown`, then until they have ended or their grace period is over.
 ///
 /// # Errors
@@ -235,11 +245,8 @@ fn spawn_grpc(
     if serves(Server::Keys) {
         let keys = muster_keys::Settings { rest_public_url };
         muster_keys::register(&mut services, store.clone(), keys);
-        let (store, stop) = (store.clone(), shutdown.clone());
-        tasks.spawn(async move {
-            muster_keys::housekeeping(store, stop).await;
-            ("keys housekeeping", Ok(()))
-        });
+        let work = muster_keys::housekeeping(store.clone(), shutdown.clone());
+        tasks.spawn(after_start("keys housekeeping", shutdown, work));
     }
     if serves(Server::Users) {
         let users = muster_users::Settings {
@@ -264,11 +271,8 @@ fn spawn_grpc(
             ingest.clone(),
             shutdown.clone(),
         );
-        let (store, stop) = (store.clone(), shutdown.clone());
-        tasks.spawn(async move {
-            muster_ingest::housekeeping(store, ingest, stop).await;
-            ("ingest housekeeping", Ok(()))
-        });
+        let work = muster_ingest::housekeeping(store.clone(), ingest, shutdown.clone());
+        tasks.spawn(after_start("ingest housekeeping", shutdown, work));
     }
     if serves(Server::Segments) {
         let segments = muster_segments::Settings {
@@ -277,11 +281,8 @@ fn spawn_grpc(
             ..Default::default()
         };
         muster_segments::register(&mut services, identities, segments, shutdown.clone());
-        let (store, stop) = (store.clone(), shutdown.clone());
-        tasks.spawn(async move {
-            muster_segments::housekeeping(store, stop).await;
-            ("segments housekeeping", Ok(()))
-        });
+        let work = muster_segments::housekeeping(store.clone(), shutdown.clone());
+        tasks.spawn(after_start("segments housekeeping", shutdown, work));
     }
     let grpc = GrpcSettings {
         reflection: settings.reflection,
@@ -297,6 +298,22 @@ fn spawn_grpc(
             .await;
         ("gRPC server", Ok(()))
     });
+}
+
+/// Work that leaves the database to the callers who have waited for the start.
+fn after_start(
+    name: &'static str,
+    shutdown: &CancellationToken,
+    work: impl Future<Output = ()> + Send + 'static,
+) -> impl Future<Output = Task> + Send + 'static {
+    const PAUSE: Duration = Duration::from_millis(250);
+    let stopped = shutdown.clone().cancelled_owned();
+    async move {
+        // Once it is stopped, the work ends by itself.
+        let _ = timeout(PAUSE, stopped).await;
+        work.await;
+        (name, Ok(()))
+    }
 }
 
 async fn serve_console(

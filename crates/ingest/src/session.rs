@@ -285,10 +285,20 @@ async fn unless_out_of_reach<T>(
         biased;
         done = &mut work => done,
         error = admission.ended() => match error.kind {
-            Kind::Unavailable => Err(error),
+            Kind::Unavailable => Err(unknown()),
             _ => timeout(LAST_WORD, work).await.unwrap_or(Err(error)),
         },
     }
+}
+
+fn unknown() -> Error {
+    Error::new(
+        Kind::Unavailable,
+        "COMMIT_UNKNOWN",
+        "the database went silent during the commit; whether it was done is unknown until the \
+         import is opened again",
+    )
+    .retry_after(Duration::from_secs(1))
 }
 
 fn gone() -> Error {

@@ -8,7 +8,7 @@
 //! module a noun: `segments`, `evaluation` (from a filter to users, at one snapshot), `counts` (of
 //! several filters at one snapshot), `resolutions`,
 //! `audience` (the stream), `records` (what is printed of a user, and what is withheld), `diff`,
-//! `check` (why one user is in a segment, or is not), `references` (names in filters and ids).
+//! `check` (why one user is in a segment, or is not), `references` (names in filters and ids), `warm_up`.
 
 mod api;
 mod audience;
@@ -20,6 +20,7 @@ mod records;
 mod references;
 mod resolutions;
 mod segments;
+mod warm_up;
 mod wire;
 
 use std::time::Duration;
@@ -32,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 #[doc(hidden)]
 pub use audience::fuzz_resume_token;
 pub use resolutions::housekeeping;
+pub use warm_up::warm_up;
 
 /// Largest request, in bytes: a filter of 1,000 nodes and a text of 64 KiB fit.
 const MAX_REQUEST_BYTES: usize = 1024 * 1024;

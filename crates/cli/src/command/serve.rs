@@ -413,10 +413,13 @@ impl Serve {
             let endpoint = global.endpoint().map_err(CliError::from)?;
             settings.upstream = Some(global.connect(&endpoint, None)?);
         }
+        let store = database.as_ref().map(|database| database.store.clone());
+        if let Some(store) = &store {
+            deployment::warm_up(store, &servers).await;
+        }
         let listeners = self.serving.bind(&servers).await?;
         output::ready(global.output, &listeners, None)?;
         let shutdown = CancellationToken::new();
-        let store = database.as_ref().map(|database| database.store.clone());
         let ended = serve(
             settings,
             store,

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     command::serve::{ServingArgs, serve},
     database::{self, Database, DatabaseArgs},
-    deployment::Server,
+    deployment::{self, Server},
     endpoints::Endpoints,
     error::{CliError, Result},
     global::Global,
@@ -82,6 +82,7 @@ impl Up {
             () = signals.next() => return Ok(()),
         }
         let servers = BTreeSet::from(Server::ALL);
+        deployment::warm_up(&store, &servers).await;
         let listeners = self.serving.bind(&servers).await?;
         let endpoints = Endpoints {
             grpc: listeners.grpc_url().expect("the gRPC listener is bound"),

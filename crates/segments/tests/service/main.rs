@@ -11,4 +11,5 @@ mod deployment;
 mod diff;
 mod interruption;
 mod saved;
+mod warm_up;
 mod withheld;
