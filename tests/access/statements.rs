@@ -49,7 +49,7 @@ impl<S: Subscriber> Layer<S> for Statements {
     }
 }
 
-/// The first words of a statement, as sqlx tells them, and how many rows it gave.
+/// The first words of a statement, as sqlx tells them.
 #[derive(Default)]
 struct Summary(String);
 
