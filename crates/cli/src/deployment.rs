@@ -163,13 +163,20 @@ pub enum Failure {
 
 type Task = (&'static str, Result<(), String>);
 
-/// Does what the first callers of servers would wait for.
+/// Does what the first callers of servers would wait for. A start waits 5 s for it at most, and does
+/// not depend on it.
 pub async fn warm_up(store: &Store, servers: &BTreeSet<Server>) {
-    if servers.contains(&Server::Segments)
-        && let Err(error) = muster_segments::warm_up(store).await
-    {
-        let cause = &error as &dyn std::error::Error;
-        tracing::warn!(cause, "the first calls will be slower");
+    const PATIENCE: Duration = Duration::from_secs(5);
+    if !servers.contains(&Server::Segments) {
+        return;
+    }
+    match timeout(PATIENCE, muster_segments::warm_up(store)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
+            let cause = &error as &dyn std::error::Error;
+            tracing::warn!(cause, "the first calls will be slower");
+        }
+        Err(_) => tracing::warn!("the database is slow, and the first calls will be"),
     }
 }
 

@@ -47,9 +47,10 @@ const ANY_COHORT: &str = "credential-check";
 /// Every answer is JSON and carries the `x-ratelimit-` headers, also those of unknown paths and of
 /// panics; one to a caller who presented no key shows an untouched limit.
 pub fn router(settings: RestSettings) -> Router {
+    let memory = settings.body_memory.min(Semaphore::MAX_PERMITS);
     let endpoint = Arc::new(Endpoint {
         limits: Limits::new(settings.requests_per_hour),
-        memory: Arc::new(Semaphore::new(settings.body_memory)),
+        memory: Arc::new(Semaphore::new(memory)),
         settings,
     });
     Router::new()
