@@ -9,7 +9,6 @@ mod backup;
 mod crash;
 mod database;
 mod export;
-mod fairness;
 mod harness;
 mod marketing;
 mod readable;

@@ -1,4 +1,12 @@
 //! A workspace that floods the servers, and another one that only wants its own answers.
+//!
+//! It compares how long calls take, so it has a process of its own, beside which no other test runs.
+
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+#[path = "../command/harness.rs"]
+#[allow(dead_code, unused_imports, reason = "the other tests need the rest")]
+mod harness;
 
 use std::{
     sync::Arc,
@@ -20,7 +28,12 @@ use crate::harness::{Muster, PARTNER, Up, text};
 /// How often the quiet workspace calls, and how many calls a round has.
 const PACE: Duration = Duration::from_millis(50);
 const ROUND: usize = 20;
-const ROUNDS: usize = 4;
+
+/// After how many rounds the calls alone are first compared with those beside the flood, and after
+/// how many at the latest. A few calls are slow on any machine; the more of them were made, the less
+/// a single one decides.
+const FEWEST_ROUNDS: usize = 10;
+const MOST_ROUNDS: usize = 40;
 
 /// Below this it is the scheduler that is measured.
 const LEAST: Duration = Duration::from_millis(10);
@@ -119,9 +132,22 @@ impl Flood {
         }
         flood
     }
+
+    /// Begins, and returns when it has had all that it may have at once.
+    async fn start(&self) {
+        let before = self.refused.load(Ordering::Relaxed);
+        self.on.store(true, Ordering::Relaxed);
+        let spent = async {
+            while self.refused.load(Ordering::Relaxed) < before + 20 {
+                sleep(PACE).await;
+            }
+        };
+        let spent = timeout(PATIENCE, spent).await;
+        spent.expect("it is refused in time");
+    }
 }
 
-/// Nearly the worst.
+/// How long all but a hundredth of the calls took at most.
 fn p99(took: &mut [Duration]) -> Duration {
     took.sort();
     took[(took.len() * 99).div_ceil(100) - 1]
@@ -139,41 +165,30 @@ fn a_flood_of_one_workspace_does_not_keep_another_waiting() {
     let loud = Tenant::new(&up.workspace("loud"), endpoint, 1_000);
     runtime.block_on(async {
         let flood = Flood::new(&loud);
-        // Until it has had all that may come at once.
-        flood.on.store(true, Ordering::Relaxed);
-        let spent = async {
-            while flood.refused.load(Ordering::Relaxed) < 20 {
-                sleep(PACE).await;
+        let (mut alone, mut flooded) = (Vec::new(), Vec::new());
+        let mut rounds = 0;
+        let fair = loop {
+            quiet.round(&mut alone).await;
+            flood.start().await;
+            quiet.round(&mut flooded).await;
+            flood.on.store(false, Ordering::Relaxed);
+            rounds += 1;
+            let fair = p99(&mut flooded) <= 2 * p99(&mut alone).max(LEAST);
+            if rounds == MOST_ROUNDS || fair && rounds >= FEWEST_ROUNDS {
+                break fair;
             }
         };
-        timeout(PATIENCE, spent)
-            .await
-            .expect("it is refused in time");
-        let mut tries = Vec::new();
-        // Whatever else the machine does hits both alike, unless it is bad luck. Other tests run beside
-        // this one and write to the same disk, so that may happen more than once.
-        for _ in 0..4 {
-            let (mut alone, mut flooded) = (Vec::new(), Vec::new());
-            for _ in 0..ROUNDS {
-                flood.on.store(false, Ordering::Relaxed);
-                quiet.round(&mut alone).await;
-                flood.on.store(true, Ordering::Relaxed);
-                quiet.round(&mut flooded).await;
-            }
-            let (alone, flooded) = (p99(&mut alone), p99(&mut flooded));
-            tries.push((alone, flooded));
-            if flooded <= 2 * alone.max(LEAST) {
-                break;
-            }
-        }
+        let (alone, flooded) = (p99(&mut alone), p99(&mut flooded));
         let served = flood.served.load(Ordering::Relaxed);
         let refused = flood.refused.load(Ordering::Relaxed);
-        println!("p99 alone and flooded: {tries:?}; {served} served, {refused} refused");
+        println!(
+            "p99 alone {alone:?} and flooded {flooded:?} in {rounds} rounds; \
+             {served} served, {refused} refused"
+        );
         assert!(
             refused > served,
             "it is a flood: {served} served, {refused} refused"
         );
-        let (alone, flooded) = *tries.last().unwrap();
-        assert!(flooded <= 2 * alone.max(LEAST), "{tries:?}");
+        assert!(fair, "alone {alone:?}, flooded {flooded:?}");
     });
 }
