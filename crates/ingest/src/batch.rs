@@ -47,6 +47,11 @@ impl Changes {
         self.offset + self.len() as u64
     }
 
+    /// What it takes in memory.
+    pub(crate) fn bytes(&self) -> usize {
+        self.memory.as_ref().map_or(0, Held::amount)
+    }
+
     pub(crate) fn len(&self) -> usize {
         let sizes = self
             .changes

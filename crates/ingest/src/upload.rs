@@ -1,5 +1,5 @@
 //! Taking batches: while some are written to disk, the next ones are matched, and those after them
-//! arrive.
+//! are received and decoded.
 
 use std::{collections::VecDeque, pin::pin};
 
@@ -15,8 +15,12 @@ use crate::{
     session::{Commit, Conversation, Message, Reply, Writer, unless_ended},
 };
 
-/// Most batches that are staged in one transaction.
+/// Most batches that are staged in one transaction, and that wait for their turn.
 const MAX_GROUP: usize = 8;
+
+/// From so many bytes on, fewer are enough. An upload has one group that is staged, one that is
+/// matched, and batches that wait: it takes a few times as much.
+const GROUP_BYTES: usize = 2 * 1024 * 1024;
 
 /// What a client has said; `None` is the end of its half of the stream.
 type Arrival = Result<Option<Message>>;
@@ -91,7 +95,7 @@ impl<S: Stream<Item = Result<Message>>> Upload<'_, S> {
         let caller = self.client.caller;
         let mut end = first.end();
         let mut group = vec![first];
-        while group.len() < MAX_GROUP {
+        while has_room(group.iter()) {
             let arrived = match self.ahead.pop_front() {
                 Some(arrived) => Some(arrived),
                 None => {
@@ -128,14 +132,15 @@ impl<S: Stream<Item = Result<Message>>> Upload<'_, S> {
         let mut matching = pin!(compute(move || {
             Group::resolve(&identities, workspace, batches, digest)
         }));
-        let group = loop {
-            let staged = tokio::select! {
-                group = &mut matching => break group?,
-                staged = staged(&mut self.staging) => staged,
-            };
-            self.acknowledge(writer, staged).await?;
-        };
-        self.settle(writer).await?;
+        let mut matched = None;
+        while matched.is_none() || self.staging.is_some() {
+            tokio::select! {
+                group = &mut matching, if matched.is_none() => matched = Some(group?),
+                staged = staged(&mut self.staging) => self.acknowledge(writer, staged).await?,
+                arrived = self.client.next(), if self.reads_ahead() => self.ahead.push_back(arrived),
+            }
+        }
+        let group = matched.expect("waited for");
         let (end, digest) = group.end();
         let digest = digest.clone();
         let (import_id, fence) = (writer.import_id.clone(), writer.fence);
@@ -150,6 +155,17 @@ impl<S: Stream<Item = Result<Message>>> Upload<'_, S> {
             digest,
         });
         Ok(())
+    }
+
+    /// Whether there is room for more of what the client says, and it may have more to say.
+    fn reads_ahead(&self) -> bool {
+        let batches = self.ahead.iter().map(|arrived| match arrived {
+            Ok(Some(Message::Batch(batch))) => Some(batch),
+            _ => None,
+        });
+        batches
+            .collect::<Option<Vec<_>>>()
+            .is_some_and(|batches| has_room(batches.into_iter()))
     }
 
     /// What the client says next, while what it has said is made durable.
@@ -186,6 +202,11 @@ impl<S: Stream<Item = Result<Message>>> Upload<'_, S> {
         }
         Ok(())
     }
+}
+
+/// Whether one more may be with these batches.
+fn has_room<'a>(batches: impl ExactSizeIterator<Item = &'a Changes>) -> bool {
+    batches.len() < MAX_GROUP && batches.map(Changes::bytes).sum::<usize>() < GROUP_BYTES
 }
 
 /// The end of what is being made durable, if anything is. May be dropped and begun again.

@@ -77,6 +77,11 @@ impl Shares {
 }
 
 impl Held {
+    /// How much it is.
+    pub fn amount(&self) -> usize {
+        self.own.num_permits()
+    }
+
     /// Makes one of this and more that the same workspace holds.
     pub fn add(&mut self, more: Held) {
         self.own.merge(more.own);
@@ -116,6 +121,7 @@ mod tests {
         assert!(shares.try_take(FLOOD, 6).is_none(), "half of ten is five");
         let mut held = shares.try_take(FLOOD, 3).unwrap();
         held.add(shares.try_take(FLOOD, 1).unwrap());
+        assert_eq!(held.amount(), 4);
         assert!(shares.try_take(FLOOD, 2).is_none());
         let others = [OTHER, WorkspaceId(3)].map(|other| shares.try_take(other, 4));
         assert!(others[0].is_some() && others[1].is_none());
