@@ -70,7 +70,9 @@ pub(crate) struct Deployment {
     directory: TempDir,
     program: PathBuf,
     /// With the operator's token.
-    pub(crate) operator: Connection,
+    operator: Connection,
+    /// With a service token of the workspace, as its backends have it.
+    pub(crate) backend: Connection,
     /// With the data import key.
     pub(crate) partner: Connection,
     /// URL of the REST contract.
@@ -79,6 +81,8 @@ pub(crate) struct Deployment {
     pub(crate) partner_api_key: String,
     /// The data import key.
     pub(crate) client_secret: String,
+    /// The service token of the workspace.
+    service_token: String,
 }
 
 impl Deployment {
@@ -108,10 +112,12 @@ impl Deployment {
             directory,
             program: std::path::absolute(program)?,
             operator: nowhere.clone(),
+            backend: nowhere.clone(),
             partner: nowhere,
             rest: String::new(),
             partner_api_key: String::new(),
             client_secret: String::new(),
+            service_token: String::new(),
         };
         deployment.run_again()?;
         deployment.set_up().await?;
@@ -175,6 +181,8 @@ impl Deployment {
         let (grpc, rest, token) = self.endpoints()?;
         self.rest = rest;
         self.operator = Connection::new(&grpc, Some(Credential::bearer(&token)?))?;
+        let backend = Credential::bearer(&self.service_token)?;
+        self.backend = Connection::new(&grpc, Some(backend))?;
         let partner = Credential::bearer(&self.client_secret)?;
         self.partner = Connection::new(&grpc, Some(partner))?;
         Ok(())
@@ -212,6 +220,16 @@ impl Deployment {
         };
         let key = self.operator.keys().create_key(key).await?;
         self.client_secret = key.into_inner().secret;
+        let token = keys::CreateServiceTokenRequest {
+            workspace: WORKSPACE.to_owned(),
+            label: "bench".to_owned(),
+            scopes: ["users:write", "segments:read", "audiences:read"]
+                .map(str::to_owned)
+                .into(),
+            ..Default::default()
+        };
+        let token = integrations.create_service_token(token).await?;
+        self.service_token = token.into_inner().secret;
         Ok(())
     }
 

@@ -45,7 +45,7 @@ pub(crate) async fn import_users(
         }
     });
     let begun = Instant::now();
-    let mut client = deployment.operator.users();
+    let mut client = deployment.backend.users();
     let answers = client.import_users(stream::iter(batches)).await?;
     let mut answers = answers.into_inner();
     let mut created = 0;
@@ -197,7 +197,7 @@ pub(crate) async fn count(
         ..Default::default()
     };
     let begun = Instant::now();
-    let mut client = deployment.operator.segments();
+    let mut client = deployment.backend.segments();
     let answer = client.count_segment(request).await?;
     Ok((answer.into_inner().user_count, begun.elapsed()))
 }
@@ -216,7 +216,7 @@ pub(crate) async fn resolve(
         ..Default::default()
     };
     let begun = Instant::now();
-    let mut client = deployment.operator.segments();
+    let mut client = deployment.backend.segments();
     let mut answers = client.resolve_segment(request).await?.into_inner();
     let mut received = 0;
     while let Some(answer) = answers.message().await? {

@@ -435,7 +435,10 @@ pub async fn set_committed(
              expires_at = NULL
          FROM unnest($2::text[], $3::bigint[], $4::bytea[], $5::jsonb[], $6::bigint[])
               AS done (import_id, total, digest, summary, version)
-         WHERE import.workspace_id = $1 AND import.import_id = done.import_id",
+         -- Said twice, so that the imports are found by id before they are joined: a planner that
+         -- knows nothing of a young table would read all of them.
+         WHERE import.workspace_id = $1 AND import.import_id = ANY ($2)
+           AND import.import_id = done.import_id",
         workspace.0,
         &ids as &[&str],
         &totals,

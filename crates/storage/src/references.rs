@@ -60,7 +60,8 @@ pub async fn cohorts_by_id(
              ON c.partner = wanted.partner AND c.partner_cohort_id = wanted.id
            LEFT JOIN cohort_version v
              ON v.workspace_id = c.workspace_id AND v.cohort_id = c.cohort_id AND v.version = c.version
-           WHERE c.workspace_id = $1"#,
+           -- Said twice, so that the cohorts are found by id before they are joined.
+           WHERE c.workspace_id = $1 AND c.partner = ANY ($2) AND c.partner_cohort_id = ANY ($3)"#,
         workspace.0,
         partners as &[&str],
         ids as &[&str],
