@@ -59,7 +59,10 @@ struct Arguments {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match run(Arguments::parse()).await {
+    // In a task, as the calls of a backend are: the thread of `main` is none of those that run tasks, and
+    // each answer would wait for it to be woken as well.
+    let run = tokio::spawn(run(Arguments::parse()));
+    match run.await.unwrap_or_else(|error| Err(error.into())) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");

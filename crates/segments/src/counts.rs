@@ -6,7 +6,6 @@ use muster_domain::{
     error::{Error, FieldContext as _, Result},
     filter::{ExpandedFilter, SavedFilter, WrittenFilter},
 };
-use muster_service::compute;
 use muster_storage::{
     Store, WorkspaceId,
     resolutions::CohortRead,
@@ -15,7 +14,7 @@ use muster_storage::{
 use uuid::Uuid;
 
 use crate::{
-    evaluation::{Demands, Members, Turns, cohorts_of, read, snapshot},
+    evaluation::{Demands, Members, Turns, cohorts_of, compute_on, read, snapshot, weight},
     references::{self, Names},
 };
 
@@ -65,7 +64,8 @@ impl Turns {
         // It changed nothing: nobody waits for its end.
         drop(tx);
         let directory = Arc::clone(&directory);
-        let counted = compute(move || {
+        let weight = weight(&directory, &expanded, &stored);
+        let counted = compute_on(weight, move || {
             let (members, live) = (Members::of(&directory, stored), directory.live());
             let users = expanded.iter().map(|filter| members.count(filter, &live));
             Ok::<_, Error>((users.collect::<Result<Vec<u64>>>()?, live.len()))

@@ -211,9 +211,10 @@ impl Plan {
         // It changed nothing: nobody waits for its end.
         drop(self.tx);
         let (directory, filter) = (Arc::clone(&self.directory), self.filter);
-        // Millions of users are milliseconds of pure computation.
-        let applied =
-            compute(move || with(&Members::of(&directory, stored), &filter, &directory.live()));
+        let weight = weight(&directory, std::slice::from_ref(&filter), &stored);
+        let applied = compute_on(weight, move || {
+            with(&Members::of(&directory, stored), &filter, &directory.live())
+        });
         Ok((applied.await??, self.cohorts))
     }
 
@@ -246,6 +247,45 @@ pub(crate) async fn read(
         stored.insert(cohort.id, users);
     }
     Ok(stored)
+}
+
+/// How many bytes of sets an evaluation of filters goes through.
+pub(crate) fn weight(
+    directory: &Directory,
+    filters: &[ExpandedFilter],
+    stored: &HashMap<Uuid, Arc<UserSet>>,
+) -> usize {
+    /// Who has become of a user is looked up, which takes as long as this many bytes.
+    const LOOK_UP: usize = 256;
+    let size = |users: u64| usize::try_from(users).unwrap_or(usize::MAX);
+    let look_ups = size(directory.tombstones.gone().len()).saturating_mul(LOOK_UP * stored.len());
+    // Everyone is a bit each.
+    let mut weight = look_ups.saturating_add(size(directory.next_user_no / 8));
+    for filter in filters {
+        visit_cohorts(filter, &mut |id| {
+            let bytes = stored.get(id).map_or(0, |users| users.serialized_size());
+            weight = weight.saturating_add(bytes);
+        });
+    }
+    weight
+}
+
+/// Computes what goes through so many bytes of sets.
+///
+/// # Errors
+/// As [`compute`].
+pub(crate) async fn compute_on<T: Send + 'static>(
+    bytes: usize,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T> {
+    /// Some tenths of a millisecond, as long as it takes another thread to begin and to say that it
+    /// is done.
+    const LITTLE: usize = 2 << 20;
+    if bytes <= LITTLE {
+        Ok(work())
+    } else {
+        compute(work).await
+    }
 }
 
 /// The live members of the cohorts of a filter.
@@ -328,7 +368,9 @@ pub(crate) async fn cohorts_of(
 ) -> Result<Vec<CohortRead>> {
     let mut used = BTreeSet::new();
     for filter in filters {
-        collect_cohorts(filter, &mut used);
+        visit_cohorts(filter, &mut |id| {
+            used.insert(*id);
+        });
     }
     let missing: Vec<Uuid> = used
         .iter()
@@ -348,17 +390,17 @@ pub(crate) async fn cohorts_of(
     Ok(cohorts)
 }
 
-/// Adds the cohorts that a filter reads.
-fn collect_cohorts(filter: &ExpandedFilter, found: &mut BTreeSet<Uuid>) {
+/// Goes through the cohorts that a filter reads, as often as it does.
+fn visit_cohorts(filter: &ExpandedFilter, visit: &mut impl FnMut(&Uuid)) {
     match filter {
-        Filter::Cohort { cohorts, .. } => found.extend(cohorts),
+        Filter::Cohort { cohorts, .. } => cohorts.iter().for_each(visit),
         Filter::AllOf(members) | Filter::AnyOf(members) => {
             for member in members {
-                collect_cohorts(member, found);
+                visit_cohorts(member, visit);
             }
         }
-        Filter::Not(inner) => collect_cohorts(inner, found),
-        Filter::Segment(segment) => collect_cohorts(&segment.filter, found),
+        Filter::Not(inner) => visit_cohorts(inner, visit),
+        Filter::Segment(segment) => visit_cohorts(&segment.filter, visit),
     }
 }
 

@@ -7,17 +7,21 @@ use std::{
     collections::HashMap,
     io,
     ops::{Deref, DerefMut},
+    pin::Pin,
     str::FromStr,
     sync::{Arc, Mutex},
+    task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
+use futures::{FutureExt as _, future::BoxFuture};
 use muster_domain::error::Kind;
 use sqlx::{
     AssertSqlSafe, Connection as _, PgConnection, PgPool, Postgres,
     pool::PoolConnection,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
+use tokio::runtime::Handle;
 
 use crate::{
     Error, Result, Role, WorkspaceId,
@@ -250,12 +254,9 @@ impl Store {
                     begun => break begun?,
                 }
             };
-            Ok::<_, sqlx::Error>(Tx::new(name, begun, share))
+            Ok(Tx::new(name, begun, share))
         };
-        match tokio::spawn(begin).await {
-            Ok(begun) => Ok(begun?),
-            Err(error) => Err(muster_domain::error::Error::internal(error).into()),
-        }
+        ToTheEnd(Some(begin.boxed())).await
     }
 
     /// Makes a connection outside the pools, with further settings, and says why if it cannot: the
@@ -413,6 +414,30 @@ fn out_of_reach(options: &PgConnectOptions, cause: sqlx::Error) -> muster_domain
     );
     error.source = Some(cause.into());
     error
+}
+
+/// Goes on in the background if nobody waits for it any more.
+///
+/// To spawn it in any case would cost a wake-up of another thread for each transaction.
+struct ToTheEnd<T: Send + 'static>(Option<BoxFuture<'static, T>>);
+
+impl<T: Send + 'static> Future for ToTheEnd<T> {
+    type Output = T;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
+        let work = self.0.as_mut().expect("it is not polled after its end");
+        let done = ready!(work.as_mut().poll(context));
+        self.0 = None;
+        Poll::Ready(done)
+    }
+}
+
+impl<T: Send + 'static> Drop for ToTheEnd<T> {
+    fn drop(&mut self) {
+        if let (Some(work), Ok(runtime)) = (self.0.take(), Handle::try_current()) {
+            runtime.spawn(work);
+        }
+    }
 }
 
 /// A transaction with a name; dropping it rolls back.
