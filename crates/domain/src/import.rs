@@ -7,8 +7,9 @@
 //! before the commit: folding them again against the [`Tombstones`] of that moment gives what would
 //! have come out had the directory been so from the start.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
+use roaring::MultiOps as _;
 use serde::{Deserialize, Serialize};
 use sha2::{
     Digest as _, Sha256,
@@ -294,34 +295,61 @@ impl Tally {
         self.unmatched += unmatched;
     }
 
-    /// Applies one run, seen through the directory as it is now.
+    /// Applies runs in order, seen through the directory as it is now.
     ///
-    /// `identified` holds the users that have become identified since the run was matched; device
+    /// `identified` holds the users that have become identified since the runs were matched; device
     /// ids no longer match them. An identifier whose match is gone counts as unknown or as the
     /// device of an identified user; one that was a duplicate of it stays a duplicate.
-    pub fn apply(&mut self, run: &Run, tombstones: &Tombstones, identified: &UserSet) {
-        let mut users = run.users.clone();
-        let mut duplicate = run.matched - users.len();
+    ///
+    /// Neighbours with the same effect are united in one pass: one after the other, each would be merged
+    /// with all that came before it.
+    pub fn apply<'a>(
+        &mut self,
+        runs: impl IntoIterator<Item = &'a Run>,
+        tombstones: &Tombstones,
+        identified: &UserSet,
+    ) {
+        let runs: Vec<&Run> = runs.into_iter().collect();
+        for same_effect in runs.chunk_by(|one, next| one.effect == next.effect) {
+            let current = same_effect.iter();
+            let current = current.map(|run| self.current(run, tombstones, identified));
+            let current: Vec<Cow<'_, UserSet>> = current.collect();
+            let named: u64 = current.iter().map(|users| users.len()).sum();
+            let users = current.iter().map(AsRef::as_ref).union();
+            let (same, other) = match same_effect[0].effect {
+                Effect::Add => (&mut self.adds, &mut self.removes),
+                Effect::Remove => (&mut self.removes, &mut self.adds),
+            };
+            self.duplicate += named - users.len() + users.intersection_len(same);
+            self.superseded += users.intersection_len(other);
+            *other -= &users;
+            *same |= users;
+        }
+    }
+
+    /// Whom a run matches now; counts those of its identifiers that name nobody else.
+    fn current<'a>(
+        &mut self,
+        run: &'a Run,
+        tombstones: &Tombstones,
+        identified: &UserSet,
+    ) -> Cow<'a, UserSet> {
+        self.duplicate += run.matched - run.users.len();
+        let mut users = Cow::Borrowed(&run.users);
         for stale in &(&run.users & tombstones.gone()) {
+            let users = users.to_mut();
             users.remove(stale);
             match tombstones.standing(stale) {
-                Standing::Merged(survivor) => duplicate += u64::from(!users.insert(survivor)),
+                Standing::Merged(survivor) => self.duplicate += u64::from(!users.insert(survivor)),
                 Standing::Deleted => self.unmatched.unknown += 1,
                 Standing::Live => unreachable!("the tombstones hold it"),
             }
         }
-        if run.by_device {
+        if run.by_device && !users.is_disjoint(identified) {
             self.unmatched.device_of_identified_user += users.intersection_len(identified);
-            users -= identified;
+            *users.to_mut() -= identified;
         }
-        let (same, other) = match run.effect {
-            Effect::Add => (&mut self.adds, &mut self.removes),
-            Effect::Remove => (&mut self.removes, &mut self.adds),
-        };
-        self.duplicate += duplicate + users.intersection_len(same);
-        self.superseded += users.intersection_len(other);
-        *other -= &users;
-        *same |= users;
+        users
     }
 
     /// What the import makes of a cohort.

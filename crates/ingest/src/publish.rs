@@ -7,7 +7,7 @@ use muster_domain::{
     import::{Mode, Publication, Summary, Tally},
     user_set::UserSet,
 };
-use muster_service::{Caller, caller::credential_invalid, consistency::ConsistencyToken};
+use muster_service::{Caller, caller::credential_invalid, compute, consistency::ConsistencyToken};
 use muster_storage::{
     Timestamp, Tx, WorkspaceId,
     audit::By,
@@ -266,7 +266,7 @@ impl Head {
         let mut tally = Tally::default();
         match source {
             Source::AtOnce(batch) => {
-                fold(tx, workspace, directory, &mut tally, &[batch]).await?;
+                tally = fold(tx, workspace, directory, tally, vec![batch]).await?;
             }
             Source::Staged => {
                 let mut from = 0;
@@ -274,7 +274,7 @@ impl Head {
                     let page = imports::batches(tx, workspace, &import.id, from).await?;
                     let Some(last) = page.last() else { break };
                     from = last.first_offset + last.identifier_count;
-                    fold(tx, workspace, directory, &mut tally, &page).await?;
+                    tally = fold(tx, workspace, directory, tally, page).await?;
                 }
             }
         }
@@ -337,19 +337,19 @@ fn needs_confirmation(import: &Import, preview: &Summary) -> bool {
             .is_some_and(|allowed| preview.removed_fraction() > allowed)
 }
 
-/// Folds batches into the tally, seen through the directory as it is now.
+/// Folds batches into a tally, seen through the directory as it is now.
 async fn fold(
     tx: &mut Tx,
     workspace: WorkspaceId,
-    directory: &Directory,
-    tally: &mut Tally,
-    batches: &[Batch],
-) -> Result<()> {
+    directory: &Arc<Directory>,
+    mut tally: Tally,
+    batches: Vec<Batch>,
+) -> Result<Tally> {
     let matched_at = batches.iter().map(|batch| batch.directory_epoch).min();
     let matched_at = matched_at.unwrap_or(directory.epoch);
-    let runs = || batches.iter().flat_map(|batch| &batch.runs);
     // Device ids stop matching users, or their survivors, who became identified since.
-    let devices = runs().filter(|run| run.by_device);
+    let devices = batches.iter().flat_map(|batch| &batch.runs);
+    let devices = devices.filter(|run| run.by_device);
     let last = devices.filter_map(|run| directory.tombstones.normalise(run.users.clone()).max());
     let identified = match last.max() {
         Some(last) if matched_at != directory.epoch => {
@@ -357,13 +357,22 @@ async fn fold(
         }
         _ => UserSet::new(),
     };
-    for batch in batches {
-        tally.count_unmatched(batch.unmatched);
+    let directory = Arc::clone(directory);
+    let several = batches.len() > 1;
+    let folded = move || {
+        for batch in &batches {
+            tally.count_unmatched(batch.unmatched);
+        }
+        let runs = batches.iter().flat_map(|batch| &batch.runs);
+        tally.apply(runs, &directory.tombstones, &identified);
+        tally
+    };
+    // A single one is over before another thread would have begun.
+    if several {
+        compute(folded).await
+    } else {
+        Ok(folded())
     }
-    for run in runs() {
-        tally.apply(run, &directory.tombstones, &identified);
-    }
-    Ok(())
 }
 
 /// Refuses a commit of something else than the server has.

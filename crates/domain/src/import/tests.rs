@@ -62,8 +62,8 @@ fn a_device_no_longer_matches_once_its_user_is_identified() {
     let identified = UserSet::from([1, 2]);
     let mut tombstones = Tombstones::default();
     tombstones.delete(4);
-    tally.apply(&run(true, &[1, 3, 4]), &tombstones, &identified);
-    tally.apply(&run(false, &[2]), &tombstones, &identified);
+    let runs = [run(true, &[1, 3, 4]), run(false, &[2])];
+    tally.apply(&runs, &tombstones, &identified);
     let published = tally.publish(Mode::Delta, &Arc::default(), &tombstones);
     assert_eq!(*published.members, UserSet::from([2, 3]));
     assert_eq!(published.summary.outcomes.device_of_identified_user, 1);
@@ -147,11 +147,12 @@ proptest! {
         upload in sent(),
         before in prop::collection::btree_set(0u32..12, 0..12),
         batch in 1usize..20,
+        page in 1usize..8,
     ) {
         let mut tally = Tally::default();
         let staged = runs_to_bytes(&runs(&upload, batch));
-        for run in runs_from_bytes(&staged).unwrap() {
-            tally.apply(&run, &Tombstones::default(), &UserSet::new());
+        for page in runs_from_bytes(&staged).unwrap().chunks(page) {
+            tally.apply(page, &Tombstones::default(), &UserSet::new());
         }
         let stored: Arc<UserSet> = Arc::new(before.iter().copied().collect());
         let published = tally.publish(Mode::Delta, &stored, &Tombstones::default());
@@ -170,6 +171,7 @@ proptest! {
         deleted in prop::collection::btree_set(0u32..12, 0..4),
         identified in prop::collection::btree_set(0u32..12, 0..6),
         replace: bool,
+        page in 1usize..8,
     ) {
         let mut tombstones = Tombstones::default();
         for (from, into) in merges {
@@ -187,8 +189,8 @@ proptest! {
         }
         let identified: UserSet = identified.into_iter().collect();
         let mut tally = Tally::default();
-        for run in runs(&upload, 7) {
-            tally.apply(&run, &tombstones, &identified);
+        for page in runs(&upload, 7).chunks(page) {
+            tally.apply(page, &tombstones, &identified);
         }
         let mode = if replace { Mode::Replace } else { Mode::Delta };
         let published = tally.publish(mode, &Arc::default(), &tombstones);

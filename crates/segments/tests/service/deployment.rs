@@ -247,7 +247,7 @@ impl Deployment {
                 matched: users.len(),
                 users,
             };
-            tally.apply(&run, &directory.tombstones, &UserSet::new());
+            tally.apply([&run], &directory.tombstones, &UserSet::new());
         }
         let stored = versions::stored(&mut tx, self.shop, cohort, locked.version);
         let stored = Arc::new(stored.await.unwrap());
