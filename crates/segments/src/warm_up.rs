@@ -21,7 +21,7 @@ pub async fn warm_up(store: &Store) -> Result<()> {
     // Two, as one workspace may have half of the connections.
     const NOWHERE: [WorkspaceId; 2] = [WorkspaceId(0), WorkspaceId(-1)];
     let mut access = store.credential_connection().await?;
-    credentials::find_by_digest(&mut access, &Digest::from([0; 32])).await?;
+    credentials::find_by_digest(&mut access, &Digest::from([0; 32]), None).await?;
     let store = store.acting_as(Role::Segments);
     let filter = Filter::Cohort {
         partner: "nobody".to_owned(),

@@ -23,7 +23,6 @@ use muster_storage::{
     Connection, Store, WorkspaceId,
     audit::By,
     credentials::{self, Credential, State},
-    partners,
     share::Held,
     workspaces,
 };
@@ -329,22 +328,27 @@ impl AuthLayer {
                 )
             })?;
         let bearer = self.recognise(bearer, peer, credential_invalid)?;
+        if let Some(key) = &presented_key
+            && key.secret.kind() != CredentialKind::PartnerApiKey
+        {
+            self.attempts.unknown(peer, Some(&key.digest))?;
+            return Err(partner_key_invalid());
+        }
         let mut connection = self.store.credential_connection().await?;
         let admitted_at = Instant::now();
+        let key_digest = presented_key.as_ref().map(|key| &key.digest);
+        let found = credentials::find_by_digest(&mut connection, &bearer.digest, key_digest);
+        let found = found.await?;
         let partner_key = match &presented_key {
             None => None,
-            Some(key) if key.secret.kind() != CredentialKind::PartnerApiKey => {
-                self.attempts.unknown(peer, Some(&key.digest))?;
-                return Err(partner_key_invalid());
-            }
             Some(key) => {
-                let found = self.look_up(&mut connection, key, peer).await?;
-                Some(found.ok_or_else(partner_key_invalid)?)
+                let accepted = self.accept(&mut connection, key, &found, peer).await?;
+                Some(accepted.ok_or_else(partner_key_invalid)?)
             }
         };
-        let credential = self.look_up(&mut connection, &bearer, peer).await?;
-        let credential = credential.ok_or_else(credential_invalid)?;
-        let scopes = match authorize(&credential, rule) {
+        let accepted = self.accept(&mut connection, &bearer, &found, peer).await?;
+        let credential = accepted.ok_or_else(credential_invalid)?;
+        let scopes = match authorize(credential, rule) {
             Ok(scopes) => scopes,
             Err(error) => {
                 self.attempts.misused(&bearer.digest);
@@ -352,7 +356,7 @@ impl AuthLayer {
                 if error.kind == Kind::PermissionDenied {
                     let actor = &credential.actor();
                     let (id, by) = (credential.id, By { actor, peer });
-                    let workspace = credential.workspace.map(|(id, _)| id);
+                    let workspace = credential.workspace.as_ref().map(|(id, _)| *id);
                     let refused = Refused::to_call(id, by, workspace, rule.rpc, error.reason);
                     self.refusals.tell(&mut connection, refused).await;
                 }
@@ -374,14 +378,14 @@ impl AuthLayer {
                 .traffic
                 .messages(credential.workspace.as_ref().map(|(id, _)| *id)),
         };
-        if let (Some((workspace, _)), Some(partner)) = (&caller.bound_to, &caller.partner) {
+        if let (Some(_), Some(partner)) = (&caller.bound_to, &caller.partner) {
             if partner_key.is_some_and(|key| key.partner.as_ref() != Some(partner)) {
                 self.attempts.misused(&bearer.digest);
                 return Err(credential_invalid());
             }
-            if !partners::is_enabled(&mut connection, *workspace, partner).await? {
+            if !credential.partner_enabled {
                 let reason = "PARTNER_NOT_ENABLED";
-                let refused = Refused::to_enter(&credential, peer, reason);
+                let refused = Refused::to_enter(credential, peer, reason);
                 self.refusals.tell(&mut connection, refused).await;
                 return Err(Error::new(
                     Kind::PermissionDenied,
@@ -418,16 +422,18 @@ impl AuthLayer {
         Ok(Presented { secret, digest })
     }
 
-    /// The credential that a secret stands for, if it is accepted from there.
-    async fn look_up(
+    /// The credential that a secret stands for, of those that were found, if it is accepted from
+    /// there.
+    async fn accept<'a>(
         &self,
         connection: &mut Connection,
         presented: &Presented,
+        found: &'a [Credential],
         peer: Option<IpAddr>,
-    ) -> Result<Option<Credential>> {
+    ) -> Result<Option<&'a Credential>> {
         let (kind, digest) = (presented.secret.kind(), &presented.digest);
-        let found = credentials::find_by_digest(connection, digest).await?;
-        let Some(credential) = found.filter(|found| found.kind == kind) else {
+        let stands_for = |it: &&Credential| it.kind == kind && it.digest == *digest;
+        let Some(credential) = found.iter().find(stands_for) else {
             // The answer is the same, whether or not this was one too many.
             let _ = self.attempts.unknown(peer, Some(digest));
             return Ok(None);
@@ -453,7 +459,7 @@ impl AuthLayer {
                 "CREDENTIAL_REVOKED"
             }
         };
-        let refused = Refused::to_enter(&credential, peer, reason);
+        let refused = Refused::to_enter(credential, peer, reason);
         self.refusals.tell(connection, refused).await;
         Ok(None)
     }

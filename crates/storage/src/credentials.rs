@@ -34,8 +34,12 @@ pub struct Credential {
     pub label: String,
     /// The recognisable ends of the secret.
     pub hint: String,
+    /// What it is found by.
+    pub digest: Digest,
     /// Whether it is accepted.
     pub state: State,
+    /// Whether its workspace has enabled its partner, which a data import key needs as well.
+    pub partner_enabled: bool,
     /// When it was created.
     pub created_at: Timestamp,
     /// When it stops being accepted; `None` for never.
@@ -122,6 +126,7 @@ struct Row {
     scopes: Vec<String>,
     allowed_addresses: Vec<String>,
     label: String,
+    digest: Vec<u8>,
     hint: String,
     created_at: Timestamp,
     expires_at: Option<Timestamp>,
@@ -130,6 +135,7 @@ struct Row {
     last_used_at: Option<Timestamp>,
     used_just_now: bool,
     expired: bool,
+    partner_enabled: bool,
 }
 
 impl From<Row> for Credential {
@@ -147,11 +153,15 @@ impl From<Row> for Credential {
             allowed_addresses: row.allowed_addresses,
             label: row.label,
             hint: row.hint,
+            digest: <[u8; 32]>::try_from(row.digest)
+                .expect("the table has no others")
+                .into(),
             state: match (row.revoked_at, row.expired) {
                 (Some(_), _) => State::Revoked,
                 (None, true) => State::Expired,
                 (None, false) => State::Active,
             },
+            partner_enabled: row.partner_enabled,
             created_at: row.created_at,
             expires_at: row.expires_at,
             revoked_at: row.revoked_at,
@@ -200,28 +210,38 @@ pub async fn insert(conn: &mut PgConnection, new: &NewCredential<'_>) -> Result<
     Ok(created.expect("the row was inserted in this transaction"))
 }
 
-/// Finds a credential by the digest of its secret.
+/// Finds the credential of a secret by its digest, and that of another one if there is one, in any
+/// order, as they are at one moment.
 ///
 /// # Errors
 /// If the database fails.
 pub async fn find_by_digest(
     conn: &mut PgConnection,
     digest: &Digest,
-) -> Result<Option<Credential>> {
-    let row = sqlx::query_as!(
+    other: Option<&Digest>,
+) -> Result<Vec<Credential>> {
+    let rows = sqlx::query_as!(
         Row,
-        r#"SELECT credential_id, kind, workspace_id, slug AS "slug?", partner, scopes, label, hint,
-                  c.created_at, expires_at, revoked_at, replaced_by, last_used_at,
+        // Two values and no array, which a planner takes for ten: it would plan the statement anew for
+        // each call, which takes longer than the look-up.
+        r#"SELECT credential_id, kind, workspace_id, partner, scopes, label, digest, hint, created_at,
+                  expires_at, revoked_at, replaced_by, last_used_at,
+                  (SELECT slug FROM workspace w WHERE w.workspace_id = c.workspace_id) AS slug,
                   allowed_addresses::text[] AS "allowed_addresses!",
                   coalesce(expires_at <= clock_timestamp(), false) AS "expired!",
-                  coalesce(last_used_at > now() - interval '1 minute', false) AS "used_just_now!"
-           FROM credential c LEFT JOIN workspace USING (workspace_id)
-           WHERE digest = $1"#,
+                  coalesce(last_used_at > now() - interval '1 minute', false) AS "used_just_now!",
+                  EXISTS (
+                      SELECT FROM workspace_partner w
+                      WHERE w.workspace_id = c.workspace_id AND w.partner = c.partner
+                  ) AS "partner_enabled!"
+           FROM credential c
+           WHERE digest IN ($1, $2)"#,
         digest.as_bytes().as_slice(),
+        other.map(|other| other.as_bytes().as_slice()),
     )
-    .fetch_optional(conn)
+    .fetch_all(conn)
     .await?;
-    Ok(row.map(Into::into))
+    Ok(rows.into_iter().map(Into::into).collect())
 }
 
 /// Finds a credential by kind and id.
@@ -231,12 +251,17 @@ pub async fn find_by_digest(
 pub async fn find(conn: &mut PgConnection, kind: Kind, id: Uuid) -> Result<Option<Credential>> {
     let row = sqlx::query_as!(
         Row,
-        r#"SELECT credential_id, kind, workspace_id, slug AS "slug?", partner, scopes, label, hint,
-                  c.created_at, expires_at, revoked_at, replaced_by, last_used_at,
+        r#"SELECT credential_id, kind, workspace_id, partner, scopes, label, digest, hint, created_at,
+                  expires_at, revoked_at, replaced_by, last_used_at,
+                  (SELECT slug FROM workspace w WHERE w.workspace_id = c.workspace_id) AS slug,
                   allowed_addresses::text[] AS "allowed_addresses!",
                   coalesce(expires_at <= clock_timestamp(), false) AS "expired!",
-                  coalesce(last_used_at > now() - interval '1 minute', false) AS "used_just_now!"
-           FROM credential c LEFT JOIN workspace USING (workspace_id)
+                  coalesce(last_used_at > now() - interval '1 minute', false) AS "used_just_now!",
+                  EXISTS (
+                      SELECT FROM workspace_partner w
+                      WHERE w.workspace_id = c.workspace_id AND w.partner = c.partner
+                  ) AS "partner_enabled!"
+           FROM credential c
            WHERE kind = $1 AND credential_id = $2"#,
         code(kind),
         id,
@@ -260,12 +285,17 @@ pub async fn list(
 ) -> Result<Vec<Credential>> {
     let rows = sqlx::query_as!(
         Row,
-        r#"SELECT credential_id, kind, workspace_id, slug AS "slug?", partner, scopes, label, hint,
-                  c.created_at, expires_at, revoked_at, replaced_by, last_used_at,
+        r#"SELECT credential_id, kind, workspace_id, partner, scopes, label, digest, hint, created_at,
+                  expires_at, revoked_at, replaced_by, last_used_at,
+                  (SELECT slug FROM workspace w WHERE w.workspace_id = c.workspace_id) AS slug,
                   allowed_addresses::text[] AS "allowed_addresses!",
                   coalesce(expires_at <= clock_timestamp(), false) AS "expired!",
-                  coalesce(last_used_at > now() - interval '1 minute', false) AS "used_just_now!"
-           FROM credential c LEFT JOIN workspace USING (workspace_id)
+                  coalesce(last_used_at > now() - interval '1 minute', false) AS "used_just_now!",
+                  EXISTS (
+                      SELECT FROM workspace_partner w
+                      WHERE w.workspace_id = c.workspace_id AND w.partner = c.partner
+                  ) AS "partner_enabled!"
+           FROM credential c
            WHERE kind = $1
              AND ($2::bigint IS NULL OR workspace_id = $2)
              AND ($3::text IS NULL OR partner = $3)

@@ -131,11 +131,11 @@ pub(crate) async fn operator_token(store: &Store, path: &Path) -> Result<()> {
         && let Ok(secret) = Secret::parse(text.trim())
     {
         let mut connection = store.connection().await?;
-        let found = credentials::find_by_digest(&mut connection, &secret.digest()).await?;
+        let found = credentials::find_by_digest(&mut connection, &secret.digest(), None).await?;
         let accepted = |found: &credentials::Credential| {
             found.kind == Kind::ServiceToken && found.state == State::Active
         };
-        if found.as_ref().is_some_and(accepted) {
+        if found.iter().any(accepted) {
             return Ok(());
         }
     }
