@@ -16,7 +16,6 @@ use muster_identity::Identities;
 use muster_service::Caller;
 use muster_storage::{
     WorkspaceId,
-    directory::feed,
     imports::{self, NewImport},
     rejected,
 };
@@ -220,27 +219,41 @@ impl Ingest {
             let by = it.whole.caller.by();
             it.whole.entry().name(&mut tx, by, &mut cohort).await?;
         }
-        // Read now that they have arrived: every user there was before must have been seen.
-        let position = feed::position(&mut tx, workspace).await?;
         let mut outcomes: Vec<Option<Outcome>> = group.iter().map(|_| None).collect();
+        let callers = group.iter().zip(&created).filter_map(|(it, new)| {
+            let caller = &it.whole.caller;
+            new.as_ref().map(|_| caller)
+        });
+        let callers: Vec<&Caller> = callers.collect();
+        if callers.is_empty() {
+            return Ok(outcomes);
+        }
+        let mut head = self.head(&mut tx, workspace, cohort.id, &callers).await?;
+        // Read after they had arrived: every user there was before must have been seen.
+        let position = head.position()?;
         let (mut imports, mut batches) = (Vec::new(), Vec::new());
+        let mut looked_again = false;
         for (place, (it, import)) in group.iter_mut().zip(created).enumerate() {
             let Some(mut import) = import else { continue };
             let batch = &mut it.whole.batch;
-            let settled = batch.settle(&self.identities, &mut tx, workspace, position);
-            let resolution = settled.await?;
+            let resolution = match batch.seen_at(position) {
+                Some(resolution) => resolution,
+                None => {
+                    looked_again = true;
+                    let found = batch.look_again(&self.identities, &mut tx, workspace);
+                    found.await?
+                }
+            };
             import.next_offset = batch.changes.end();
             let rejections = batch.changes.rejections(&resolution.rejected);
             rejected::insert(&mut tx, workspace, &import.id, 0, &rejections).await?;
             imports.push((place, import));
             batches.push(resolution.batch);
         }
-        if imports.is_empty() {
-            return Ok(outcomes);
+        if looked_again {
+            // That may have found people who are nobody yet in the directory as it was read before.
+            head.directory = self.store.directory(&mut tx, workspace).await?;
         }
-        let callers = imports.iter().map(|(place, _)| &group[*place].whole.caller);
-        let callers: Vec<&Caller> = callers.collect();
-        let mut head = self.head(&mut tx, workspace, cohort.id, &callers).await?;
         let mut planned = Vec::new();
         for ((place, import), batch) in imports.iter().zip(batches) {
             let source = Source::AtOnce(batch);

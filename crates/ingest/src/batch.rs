@@ -141,23 +141,6 @@ pub(crate) struct Resolution {
     pub(crate) rejected: Vec<(u64, Reason)>,
 }
 
-/// Matches a batch against the directory of this moment. `digest` is the state of that of the import
-/// at the end of the batch.
-async fn resolve(
-    identities: &Identities,
-    conn: &mut Connection,
-    workspace: WorkspaceId,
-    batch: &Changes,
-    digest: &[u8],
-) -> Result<Resolution> {
-    let sought = Sought::of(batch);
-    // Whatever has changed since this epoch is checked again when the import is published.
-    let (epoch, matches) = identities
-        .match_identifiers(conn, workspace, &sought.well_formed)
-        .await?;
-    Ok(sought.resolution(digest, epoch, matches))
-}
-
 /// The identifiers of a batch, as they are looked up.
 struct Sought<'a> {
     batch: &'a Changes,
@@ -306,20 +289,25 @@ impl Resolved {
         }
     }
 
-    /// What it comes to with the directory at `position` or later.
-    pub(crate) async fn settle(
-        &mut self,
+    /// What it comes to with the directory at `position` or later, if that was seen.
+    pub(crate) fn seen_at(&mut self, position: Position) -> Option<Resolution> {
+        let (moment, resolution) = self.seen.take()?;
+        moment.includes(position).then_some(resolution)
+    }
+
+    /// What it comes to with the directory of this moment.
+    pub(crate) async fn look_again(
+        &self,
         identities: &Identities,
         conn: &mut Connection,
         workspace: WorkspaceId,
-        position: Position,
     ) -> Result<Resolution> {
-        match self.seen.take() {
-            Some((moment, resolution)) if moment.includes(position) => Ok(resolution),
-            Some(_) | None => {
-                resolve(identities, conn, workspace, &self.changes, &self.digest).await
-            }
-        }
+        let sought = Sought::of(&self.changes);
+        // Whatever has changed since this epoch is checked again when the import is published.
+        let (epoch, matches) = identities
+            .match_identifiers(conn, workspace, &sought.well_formed)
+            .await?;
+        Ok(sought.resolution(&self.digest, epoch, matches))
     }
 }
 
@@ -381,8 +369,13 @@ impl Ingest {
         let (mut batches, mut rejections) = (Vec::new(), Vec::new());
         let mut ends = Vec::new();
         for mut batch in group.batches {
-            let settled = batch.settle(&self.identities, &mut tx, workspace, position);
-            let resolution = settled.await?;
+            let resolution = match batch.seen_at(position) {
+                Some(resolution) => resolution,
+                None => {
+                    let found = batch.look_again(&self.identities, &mut tx, workspace);
+                    found.await?
+                }
+            };
             let changes = batch.changes;
             ends.push(changes.end());
             batches.push(resolution.batch);

@@ -13,8 +13,8 @@ use muster_storage::{
     audit::By,
     cohorts::{self, Cohort},
     credentials,
-    directory::{self, Directory},
-    imports::{self, Batch, Committed, Import, State},
+    directory::{self, Directory, feed::Position},
+    imports::{self, Batch, Import, State},
     versions::{self, NewVersion},
 };
 
@@ -46,7 +46,8 @@ pub(crate) enum Source {
 /// A cohort that is locked, as the next import finds it, and the directory of this moment.
 pub(crate) struct Head {
     cohort: Cohort,
-    directory: Arc<Directory>,
+    /// No earlier than what its imports were matched against.
+    pub(crate) directory: Arc<Directory>,
     /// The users of the cohort, as stored.
     members: Arc<UserSet>,
     /// The latest source time of what was published into it since it was locked.
@@ -248,6 +249,15 @@ impl Ingest {
 }
 
 impl Head {
+    /// How far the directory is.
+    ///
+    /// # Errors
+    /// If the workspace has none, which is a defect.
+    pub(crate) fn position(&self) -> Result<Position> {
+        let position = self.directory.position();
+        position.ok_or_else(|| Error::internal("the workspace has no directory"))
+    }
+
     /// Works out what an import makes of the cohort, which the next one then finds as that.
     pub(crate) async fn plan(
         &mut self,
@@ -301,27 +311,21 @@ impl Head {
     ) -> Result<Vec<Published>> {
         let cohort = self.cohort.id;
         let new = planned.iter().map(|it| NewVersion {
+            import: &it.import.id,
             import_id: &it.import.partner_import_id,
             source_time: it.import.source_time,
+            digest: it.digest,
             publication: &it.publication,
         });
         let new: Vec<NewVersion<'_>> = new.collect();
         let first = versions::publish(tx, workspace, cohort, &new).await?;
-        let committed = (first..).zip(planned).map(|(version, it)| Committed {
-            id: &it.import.id,
-            digest: it.digest,
-            summary: &it.publication.summary,
-            version,
-        });
-        let committed: Vec<Committed<'_>> = committed.collect();
-        imports::set_committed(tx, workspace, &committed).await?;
         let by: Vec<By<'_>> = planned.iter().map(|it| it.caller.by()).collect();
         record_for(tx, &by, workspace, "publish", self.cohort.key()).await?;
         let epoch = self.directory.epoch;
-        let published = committed.iter().map(|it| Published {
-            summary: *it.summary,
-            version: it.version,
-            consistency_token: token(workspace, epoch, cohort, it.version),
+        let published = (first..).zip(planned).map(|(version, it)| Published {
+            summary: it.publication.summary,
+            version,
+            consistency_token: token(workspace, epoch, cohort, version),
         });
         let published: Vec<Published> = published.collect();
         self.cohort.version = published.last().map_or(first, |last| last.version);

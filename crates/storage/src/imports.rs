@@ -398,61 +398,6 @@ pub async fn take_over(
     .await?)
 }
 
-/// What an import was published as.
-#[derive(Debug, Clone, Copy)]
-pub struct Committed<'a> {
-    /// Internal id of the import.
-    pub id: &'a str,
-    /// The digest it was committed with.
-    pub digest: &'a [u8],
-    /// What it did.
-    pub summary: &'a Summary,
-    /// The version it published.
-    pub version: i64,
-}
-
-/// Records that imports were published. Their batches, if any were staged, can be
-/// [dropped](drop_batches).
-///
-/// # Errors
-/// If the database fails.
-pub async fn set_committed(
-    conn: &mut PgConnection,
-    workspace: WorkspaceId,
-    committed: &[Committed<'_>],
-) -> Result<()> {
-    let ids: Vec<&str> = committed.iter().map(|done| done.id).collect();
-    let totals = committed.iter().map(|done| to_sql(done.summary.received));
-    let totals: Vec<i64> = totals.collect();
-    let digests: Vec<&[u8]> = committed.iter().map(|done| done.digest).collect();
-    let summaries = committed.iter().map(|done| json(done.summary));
-    let summaries: Vec<serde_json::Value> = summaries.collect();
-    let versions: Vec<i64> = committed.iter().map(|done| done.version).collect();
-    sqlx::query!(
-        "UPDATE cohort_import import
-         SET state = 3, digest_state = '', next_offset = done.total, digest = done.digest,
-             summary = done.summary, version = done.version, updated_at = clock_timestamp(),
-             expires_at = NULL
-         FROM unnest($2::text[], $3::bigint[], $4::bytea[], $5::jsonb[], $6::bigint[])
-              AS done (import_id, total, digest, summary, version)
-         -- Ids made at about the same time are neighbours in the index. Without the range, a planner
-         -- that knows nothing of a young table reads all imports of the workspace.
-         WHERE import.workspace_id = $1 AND import.import_id BETWEEN $7 AND $8
-           AND import.import_id = done.import_id",
-        workspace.0,
-        &ids as &[&str],
-        &totals,
-        &digests as &[&[u8]],
-        &summaries,
-        &versions,
-        ids.iter().min(),
-        ids.iter().max(),
-    )
-    .execute(conn)
-    .await?;
-    Ok(())
-}
-
 /// Records that an import is complete and waits for confirmation, with its preview.
 ///
 /// # Errors
@@ -513,7 +458,7 @@ pub async fn drop_batches(conn: &mut PgConnection, workspace: WorkspaceId, id: &
     Ok(())
 }
 
-fn json(summary: &Summary) -> serde_json::Value {
+pub(crate) fn json(summary: &Summary) -> serde_json::Value {
     serde_json::to_value(summary).expect("a summary is plain data")
 }
 

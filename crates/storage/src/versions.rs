@@ -23,7 +23,10 @@ use muster_domain::{
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use crate::{Result, Store, Timestamp, WorkspaceId, imports::interval};
+use crate::{
+    Result, Store, Timestamp, WorkspaceId,
+    imports::{interval, json},
+};
 
 /// Deltas may grow to this many bytes before a checkpoint is worth writing.
 const MIN_DELTA_BYTES: i64 = 64 * 1024;
@@ -93,16 +96,21 @@ async fn bring_forward(
 /// What an import makes of a cohort.
 #[derive(Debug, Clone, Copy)]
 pub struct NewVersion<'a> {
-    /// The partner's id of the import.
+    /// Internal id of the import.
+    pub import: &'a str,
+    /// The partner's id of it.
     pub import_id: &'a str,
     /// When the source says its data is from.
     pub source_time: Option<Timestamp>,
+    /// The digest it is committed with.
+    pub digest: &'a [u8],
     /// The change, relative to the version before.
     pub publication: &'a Publication,
 }
 
 /// Publishes the next versions of a cohort, which the caller has locked, and returns the number of
-/// the first one. There is at least one.
+/// the first one. There is at least one. With it the imports are committed; their batches, if any
+/// were staged, can be [dropped](crate::imports::drop_batches).
 ///
 /// # Errors
 /// If the database fails.
@@ -118,7 +126,12 @@ pub async fn publish(
         let summaries = new.iter().map(|new| &new.publication.summary);
         summaries.map(|summary| count(count_of(summary))).collect()
     };
+    let imports: Vec<&str> = new.iter().map(|new| new.import).collect();
     let import_ids: Vec<&str> = new.iter().map(|new| new.import_id).collect();
+    let digests: Vec<&[u8]> = new.iter().map(|new| new.digest).collect();
+    let summaries = new.iter().map(|new| json(&new.publication.summary));
+    let summaries: Vec<serde_json::Value> = summaries.collect();
+    // One statement: each is a round trip that the next import into the cohort waits for.
     let head = sqlx::query!(
         r#"WITH head AS (
                UPDATE cohort
@@ -128,21 +141,34 @@ pub async fn publish(
                    member_count = $6
                WHERE workspace_id = $1 AND cohort_id = $2
                RETURNING version - $3 AS before, imported_at, delta_bytes, checkpoint_bytes
+           ), new AS (
+               SELECT *
+               FROM unnest($7::text[], $8::text[], $9::bytea[], $10::jsonb[], $11::bigint[],
+                           $12::bigint[], $13::bigint[], $14::bigint[], $15::bigint[])
+                    WITH ORDINALITY AS new (import, import_id, digest, summary, members, added,
+                                            removed, received, matched, nth)
            ), counted AS (
                INSERT INTO cohort_version (workspace_id, cohort_id, version, import_id,
                                            published_at, member_count, added_count, removed_count,
                                            received_count, matched_count)
                SELECT $1, $2, head.before + new.nth, new.import_id, head.imported_at, new.members,
                       new.added, new.removed, new.received, new.matched
-               FROM head,
-                    unnest($7::text[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[],
-                           $12::bigint[]) WITH ORDINALITY
-                    AS new (import_id, members, added, removed, received, matched, nth)
+               FROM head, new
            ), changed AS (
                INSERT INTO cohort_delta (workspace_id, cohort_id, version, part, added, removed)
                SELECT $1, $2, head.before + delta.nth, delta.part, delta.added, delta.removed
-               FROM head, unnest($13::bigint[], $14::integer[], $15::bytea[], $16::bytea[])
+               FROM head, unnest($16::bigint[], $17::integer[], $18::bytea[], $19::bytea[])
                           AS delta (nth, part, added, removed)
+           ), committed AS (
+               UPDATE cohort_import import
+               SET state = 3, digest_state = '', next_offset = new.received, digest = new.digest,
+                   summary = new.summary, version = head.before + new.nth,
+                   updated_at = head.imported_at, expires_at = NULL
+               FROM head, new
+               -- Ids made at about the same time are neighbours in the index. Without the range, a
+               -- planner that knows nothing of a young table reads all imports of the workspace.
+               WHERE import.workspace_id = $1 AND import.import_id BETWEEN $20 AND $21
+                 AND import.import_id = new.import
            )
            SELECT before AS "before!", delta_bytes, checkpoint_bytes FROM head"#,
         workspace.0,
@@ -151,7 +177,10 @@ pub async fn publish(
         int(deltas.bytes()),
         new.iter().filter_map(|new| new.source_time).max(),
         count(last.summary.members_after),
+        &imports as &[&str],
         &import_ids as &[&str],
+        &digests as &[&[u8]],
+        &summaries,
         &column(|summary| summary.members_after),
         &column(|summary| summary.members_added),
         &column(|summary| summary.members_removed),
@@ -161,6 +190,8 @@ pub async fn publish(
         &deltas.part,
         &deltas.added,
         &deltas.removed,
+        imports.iter().min(),
+        imports.iter().max(),
     )
     .fetch_one(&mut *conn)
     .await?;

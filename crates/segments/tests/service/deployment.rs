@@ -253,8 +253,11 @@ impl Deployment {
         let stored = Arc::new(stored.await.unwrap());
         let publication = tally.publish(Mode::Delta, &stored, &directory.tombstones);
         let new = NewVersion {
+            // There is none.
+            import: "",
             import_id,
             source_time: None,
+            digest: &[],
             publication: &publication,
         };
         let version = versions::publish(&mut tx, self.shop, cohort, &[new]).await;
