@@ -255,7 +255,7 @@ pub(crate) fn weight(
     filters: &[ExpandedFilter],
     stored: &HashMap<Uuid, Arc<UserSet>>,
 ) -> usize {
-    /// Who has become of a user is looked up, which takes as long as this many bytes.
+    /// What has become of a user is looked up, which takes as long as this many bytes.
     const LOOK_UP: usize = 256;
     let size = |users: u64| usize::try_from(users).unwrap_or(usize::MAX);
     let look_ups = size(directory.tombstones.gone().len()).saturating_mul(LOOK_UP * stored.len());
