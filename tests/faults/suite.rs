@@ -132,8 +132,10 @@ fn run_here(case: &Case, rounds: u32, seed: u64) {
         rounds,
         rng: StdRng::seed_from_u64(seed),
     };
-    // If it is broken, this is how to break it again.
-    eprintln!("{} seed {seed}", case.name);
+    eprintln!(
+        "to run it again: make faults SEED={seed} ROUNDS={rounds} CASE={}",
+        case.name
+    );
     let begun = Instant::now();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let tally = runtime.block_on((case.run)(plan));

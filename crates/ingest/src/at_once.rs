@@ -251,7 +251,8 @@ impl Ingest {
             batches.push(resolution.batch);
         }
         if looked_again {
-            // That may have found people who are nobody yet in the directory as it was read before.
+            // That may have found people who are nobody yet in the directory as it was read before. The
+            // cohort is held meanwhile, which nearly always is milliseconds.
             head.directory = self.store.directory(&mut tx, workspace).await?;
         }
         let mut planned = Vec::new();

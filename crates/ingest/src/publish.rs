@@ -46,7 +46,7 @@ pub(crate) enum Source {
 /// A cohort that is locked, as the next import finds it, and the directory of this moment.
 pub(crate) struct Head {
     cohort: Cohort,
-    /// No earlier than what its imports were matched against.
+    /// Of when it was locked. Whoever matches an import after that reads it again before it is planned.
     pub(crate) directory: Arc<Directory>,
     /// The users of the cohort, as stored.
     members: Arc<UserSet>,

@@ -38,7 +38,8 @@ pub struct Credential {
     pub digest: Digest,
     /// Whether it is accepted.
     pub state: State,
-    /// Whether its workspace has enabled its partner, which a data import key needs as well.
+    /// Whether its workspace has enabled its partner, without which a data import key is not accepted;
+    /// false where it does not have both.
     pub partner_enabled: bool,
     /// When it was created.
     pub created_at: Timestamp,
