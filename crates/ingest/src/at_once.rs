@@ -236,14 +236,9 @@ impl Ingest {
         for (place, (it, import)) in group.iter_mut().zip(created).enumerate() {
             let Some(mut import) = import else { continue };
             let batch = &mut it.whole.batch;
-            let resolution = match batch.seen_at(position) {
-                Some(resolution) => resolution,
-                None => {
-                    looked_again = true;
-                    let found = batch.look_again(&self.identities, &mut tx, workspace);
-                    found.await?
-                }
-            };
+            looked_again |= !batch.has_seen(position);
+            let settled = batch.settle(&self.identities, &mut tx, workspace, position);
+            let resolution = settled.await?;
             import.next_offset = batch.changes.end();
             let rejections = batch.changes.rejections(&resolution.rejected);
             rejected::insert(&mut tx, workspace, &import.id, 0, &rejections).await?;

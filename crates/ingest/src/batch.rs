@@ -289,19 +289,27 @@ impl Resolved {
         }
     }
 
-    /// What it comes to with the directory at `position` or later, if that was seen.
-    pub(crate) fn seen_at(&mut self, position: Position) -> Option<Resolution> {
-        let (moment, resolution) = self.seen.take()?;
-        moment.includes(position).then_some(resolution)
+    /// Whether it was matched against the directory at `position` or later.
+    pub(crate) fn has_seen(&self, position: Position) -> bool {
+        self.seen
+            .as_ref()
+            .is_some_and(|(moment, _)| moment.includes(position))
     }
 
-    /// What it comes to with the directory of this moment.
-    pub(crate) async fn look_again(
-        &self,
+    /// What it comes to with the directory at `position` or later: what was seen, or else what is
+    /// seen at this moment.
+    pub(crate) async fn settle(
+        &mut self,
         identities: &Identities,
         conn: &mut Connection,
         workspace: WorkspaceId,
+        position: Position,
     ) -> Result<Resolution> {
+        if self.has_seen(position)
+            && let Some((_, resolution)) = self.seen.take()
+        {
+            return Ok(resolution);
+        }
         let sought = Sought::of(&self.changes);
         // Whatever has changed since this epoch is checked again when the import is published.
         let (epoch, matches) = identities
@@ -369,13 +377,8 @@ impl Ingest {
         let (mut batches, mut rejections) = (Vec::new(), Vec::new());
         let mut ends = Vec::new();
         for mut batch in group.batches {
-            let resolution = match batch.seen_at(position) {
-                Some(resolution) => resolution,
-                None => {
-                    let found = batch.look_again(&self.identities, &mut tx, workspace);
-                    found.await?
-                }
-            };
+            let settled = batch.settle(&self.identities, &mut tx, workspace, position);
+            let resolution = settled.await?;
             let changes = batch.changes;
             ends.push(changes.end());
             batches.push(resolution.batch);

@@ -139,6 +139,28 @@ struct Row {
     partner_enabled: bool,
 }
 
+/// Selects credentials as a [`Row`] each.
+macro_rules! credentials {
+    ($condition:literal, $($argument:expr),* $(,)?) => {
+        sqlx::query_as!(
+            Row,
+            r#"SELECT credential_id, kind, workspace_id, partner, scopes, label, digest, hint, created_at,
+                      expires_at, revoked_at, replaced_by, last_used_at,
+                      (SELECT slug FROM workspace w WHERE w.workspace_id = c.workspace_id) AS slug,
+                      allowed_addresses::text[] AS "allowed_addresses!",
+                      coalesce(expires_at <= clock_timestamp(), false) AS "expired!",
+                      coalesce(last_used_at > now() - interval '1 minute', false) AS "used_just_now!",
+                      EXISTS (
+                          SELECT FROM workspace_partner w
+                          WHERE w.workspace_id = c.workspace_id AND w.partner = c.partner
+                      ) AS "partner_enabled!"
+               FROM credential c
+               "# + $condition,
+            $($argument),*
+        )
+    };
+}
+
 impl From<Row> for Credential {
     fn from(row: Row) -> Self {
         Self {
@@ -221,22 +243,10 @@ pub async fn find_by_digest(
     digest: &Digest,
     other: Option<&Digest>,
 ) -> Result<Vec<Credential>> {
-    let rows = sqlx::query_as!(
-        Row,
+    let rows = credentials!(
         // Two values and no array, which a planner takes for ten: it would plan the statement anew for
         // each call, which takes longer than the look-up.
-        r#"SELECT credential_id, kind, workspace_id, partner, scopes, label, digest, hint, created_at,
-                  expires_at, revoked_at, replaced_by, last_used_at,
-                  (SELECT slug FROM workspace w WHERE w.workspace_id = c.workspace_id) AS slug,
-                  allowed_addresses::text[] AS "allowed_addresses!",
-                  coalesce(expires_at <= clock_timestamp(), false) AS "expired!",
-                  coalesce(last_used_at > now() - interval '1 minute', false) AS "used_just_now!",
-                  EXISTS (
-                      SELECT FROM workspace_partner w
-                      WHERE w.workspace_id = c.workspace_id AND w.partner = c.partner
-                  ) AS "partner_enabled!"
-           FROM credential c
-           WHERE digest IN ($1, $2)"#,
+        "WHERE digest IN ($1, $2)",
         digest.as_bytes().as_slice(),
         other.map(|other| other.as_bytes().as_slice()),
     )
@@ -250,25 +260,9 @@ pub async fn find_by_digest(
 /// # Errors
 /// If the database fails.
 pub async fn find(conn: &mut PgConnection, kind: Kind, id: Uuid) -> Result<Option<Credential>> {
-    let row = sqlx::query_as!(
-        Row,
-        r#"SELECT credential_id, kind, workspace_id, partner, scopes, label, digest, hint, created_at,
-                  expires_at, revoked_at, replaced_by, last_used_at,
-                  (SELECT slug FROM workspace w WHERE w.workspace_id = c.workspace_id) AS slug,
-                  allowed_addresses::text[] AS "allowed_addresses!",
-                  coalesce(expires_at <= clock_timestamp(), false) AS "expired!",
-                  coalesce(last_used_at > now() - interval '1 minute', false) AS "used_just_now!",
-                  EXISTS (
-                      SELECT FROM workspace_partner w
-                      WHERE w.workspace_id = c.workspace_id AND w.partner = c.partner
-                  ) AS "partner_enabled!"
-           FROM credential c
-           WHERE kind = $1 AND credential_id = $2"#,
-        code(kind),
-        id,
-    )
-    .fetch_optional(conn)
-    .await?;
+    let row = credentials!("WHERE kind = $1 AND credential_id = $2", code(kind), id)
+        .fetch_optional(conn)
+        .await?;
     Ok(row.map(Into::into))
 }
 
@@ -284,20 +278,8 @@ pub async fn list(
     before: Option<Uuid>,
     limit: i64,
 ) -> Result<Vec<Credential>> {
-    let rows = sqlx::query_as!(
-        Row,
-        r#"SELECT credential_id, kind, workspace_id, partner, scopes, label, digest, hint, created_at,
-                  expires_at, revoked_at, replaced_by, last_used_at,
-                  (SELECT slug FROM workspace w WHERE w.workspace_id = c.workspace_id) AS slug,
-                  allowed_addresses::text[] AS "allowed_addresses!",
-                  coalesce(expires_at <= clock_timestamp(), false) AS "expired!",
-                  coalesce(last_used_at > now() - interval '1 minute', false) AS "used_just_now!",
-                  EXISTS (
-                      SELECT FROM workspace_partner w
-                      WHERE w.workspace_id = c.workspace_id AND w.partner = c.partner
-                  ) AS "partner_enabled!"
-           FROM credential c
-           WHERE kind = $1
+    let rows = credentials!(
+        r#"WHERE kind = $1
              AND ($2::bigint IS NULL OR workspace_id = $2)
              AND ($3::text IS NULL OR partner = $3)
              AND ($4::uuid IS NULL OR credential_id < $4)
