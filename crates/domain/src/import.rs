@@ -352,21 +352,25 @@ impl Tally {
         users
     }
 
-    /// What the import makes of a cohort.
+    /// Brings the members of a cohort to what the import makes of them.
     ///
-    /// `stored` is the cohort as it is stored, possibly with users that are no longer live; the
-    /// change is relative to it, so that every version tidies up after merges and deletions.
+    /// They are taken as they are stored, possibly with users that are no longer live; the change is
+    /// relative to that, so that every version tidies up after merges and deletions.
     ///
-    /// A small import looks at the users it names, and copies the cohort once.
+    /// A small import looks at the users it names, and copies the cohort only if somebody else holds it.
     pub fn publish(
         self,
         mode: Mode,
-        stored: &Arc<UserSet>,
+        members: &mut Arc<UserSet>,
         tombstones: &Tombstones,
     ) -> Publication {
-        let before = tombstones.normalise_shared(Arc::clone(stored));
-        let entering = &self.adds - &*before;
-        let leaving = &self.removes & &*before;
+        let untidy = (!members.is_disjoint(tombstones.gone())).then(|| Arc::clone(members));
+        if let Some(stored) = &untidy {
+            *members = tombstones.normalise_shared(Arc::clone(stored));
+        }
+        let members_before = members.len();
+        let entering = &self.adds - &**members;
+        let leaving = &self.removes & &**members;
         let outcomes = Outcomes {
             added: entering.len(),
             already_member: self.adds.len() - entering.len(),
@@ -378,33 +382,32 @@ impl Tally {
             superseded: self.superseded,
             invalid: self.unmatched.invalid,
         };
-        let (after, leaving) = match mode {
+        let leaving = match mode {
             Mode::Delta => {
-                let mut after = UserSet::clone(&before);
-                after |= &entering;
-                after -= &leaving;
-                (after, leaving)
+                let members = Arc::make_mut(members);
+                *members |= &entering;
+                *members -= &leaving;
+                leaving
             }
             Mode::Replace => {
-                let leaving = &*before - &self.adds;
-                (self.adds, leaving)
+                let leaving = &**members - &self.adds;
+                *members = Arc::new(self.adds);
+                leaving
             }
         };
         let summary = Summary {
             received: outcomes.total(),
             outcomes,
-            members_before: before.len(),
-            members_after: after.len(),
+            members_before,
+            members_after: members.len(),
             members_added: entering.len(),
             members_removed: leaving.len(),
         };
-        let (added, removed) = if Arc::ptr_eq(&before, stored) {
-            (entering, leaving)
-        } else {
-            (&after - &**stored, &**stored - &after)
+        let (added, removed) = match untidy {
+            None => (entering, leaving),
+            Some(stored) => (&**members - &*stored, &*stored - &**members),
         };
         Publication {
-            members: Arc::new(after),
             added,
             removed,
             summary,
@@ -412,11 +415,9 @@ impl Tally {
     }
 }
 
-/// A new version of a cohort.
+/// A new version of a cohort, relative to the one before.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Publication {
-    /// The members of the new version.
-    pub members: Arc<UserSet>,
     /// Members that the stored version lacks.
     pub added: UserSet,
     /// Members of the stored version that the new one lacks.

@@ -48,7 +48,7 @@ pub(crate) struct Head {
     cohort: Cohort,
     /// Of when it was locked. Whoever matches an import after that reads it again before it is planned.
     pub(crate) directory: Arc<Directory>,
-    /// The users of the cohort, as stored.
+    /// The users of the cohort, as the imports that were planned leave them.
     members: Arc<UserSet>,
     /// The latest source time of what was published into it since it was locked.
     source_time: Option<Timestamp>,
@@ -288,7 +288,7 @@ impl Head {
                 }
             }
         }
-        let publication = tally.publish(import.mode, &self.members, &directory.tombstones);
+        let publication = tally.publish(import.mode, &mut self.members, &directory.tombstones);
         if publication.summary.received != import.next_offset {
             // The promise of the product: nothing is published once it is broken.
             return Err(Error::internal(format!(
@@ -296,7 +296,6 @@ impl Head {
                 import.id, import.next_offset, publication.summary.received
             )));
         }
-        self.members = Arc::clone(&publication.members);
         self.source_time = self.source_time.max(import.source_time);
         Ok(publication)
     }
@@ -318,7 +317,7 @@ impl Head {
             publication: &it.publication,
         });
         let new: Vec<NewVersion<'_>> = new.collect();
-        let first = versions::publish(tx, workspace, cohort, &new).await?;
+        let first = versions::publish(tx, workspace, cohort, &new, &self.members).await?;
         let by: Vec<By<'_>> = planned.iter().map(|it| it.caller.by()).collect();
         record_for(tx, &by, workspace, "publish", self.cohort.key()).await?;
         let epoch = self.directory.epoch;

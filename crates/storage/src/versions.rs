@@ -109,8 +109,9 @@ pub struct NewVersion<'a> {
 }
 
 /// Publishes the next versions of a cohort, which the caller has locked, and returns the number of
-/// the first one. There is at least one. With it the imports are committed; their batches, if any
-/// were staged, can be [dropped](crate::imports::drop_batches).
+/// the first one. There is at least one; `members` are in the cohort after the last. With it the
+/// imports are committed; their batches, if any were staged, can be
+/// [dropped](crate::imports::drop_batches).
 ///
 /// # Errors
 /// If the database fails.
@@ -119,8 +120,8 @@ pub async fn publish(
     workspace: WorkspaceId,
     cohort: Uuid,
     new: &[NewVersion<'_>],
+    members: &UserSet,
 ) -> Result<i64> {
-    let last = new.last().expect("nobody publishes nothing").publication;
     let deltas = Deltas::of(new);
     let column = |count_of: fn(&Summary) -> u64| -> Vec<i64> {
         let summaries = new.iter().map(|new| &new.publication.summary);
@@ -176,7 +177,7 @@ pub async fn publish(
         int(new.len()),
         int(deltas.bytes()),
         new.iter().filter_map(|new| new.source_time).max(),
-        count(last.summary.members_after),
+        count(members.len()),
         &imports as &[&str],
         &import_ids as &[&str],
         &digests as &[&[u8]],
@@ -198,11 +199,11 @@ pub async fn publish(
     // Written when what there is to read weighs half more than the set, so that reading a cohort costs
     // little more than the set itself, and writing it is amortised. The first version of a cohort is
     // its own checkpoint.
-    let set_bytes = int(last.members.serialized_size());
+    let set_bytes = int(members.serialized_size());
     let read_bytes = head.checkpoint_bytes + head.delta_bytes;
     if head.delta_bytes > MIN_DELTA_BYTES && read_bytes > set_bytes + set_bytes / 2 {
         let version = head.before + int(new.len());
-        checkpoint(conn, workspace, cohort, version, &last.members).await?;
+        checkpoint(conn, workspace, cohort, version, members).await?;
     }
     Ok(head.before + 1)
 }

@@ -64,8 +64,9 @@ fn a_device_no_longer_matches_once_its_user_is_identified() {
     tombstones.delete(4);
     let runs = [run(true, &[1, 3, 4]), run(false, &[2])];
     tally.apply(&runs, &tombstones, &identified);
-    let published = tally.publish(Mode::Delta, &Arc::default(), &tombstones);
-    assert_eq!(*published.members, UserSet::from([2, 3]));
+    let mut members = Arc::default();
+    let published = tally.publish(Mode::Delta, &mut members, &tombstones);
+    assert_eq!(*members, UserSet::from([2, 3]));
     assert_eq!(published.summary.outcomes.device_of_identified_user, 1);
     assert_eq!(published.summary.outcomes.unknown, 1);
     assert_eq!(published.summary.received, 4);
@@ -77,8 +78,10 @@ fn publishing_tidies_up_after_merges_and_deletions() {
     tombstones.merge(1, 2);
     tombstones.delete(3);
     let stored = Arc::new(UserSet::from([1, 3, 5]));
-    let published = Tally::default().publish(Mode::Delta, &stored, &tombstones);
-    assert_eq!(*published.members, UserSet::from([2, 5]));
+    let mut members = Arc::clone(&stored);
+    let published = Tally::default().publish(Mode::Delta, &mut members, &tombstones);
+    assert_eq!(*members, UserSet::from([2, 5]));
+    assert_eq!(*stored, UserSet::from([1, 3, 5]), "somebody else holds it");
     assert_eq!(published.added, UserSet::from([2]));
     assert_eq!(published.removed, UserSet::from([1, 3]));
     assert_eq!(published.summary.members_before, 2);
@@ -155,13 +158,15 @@ proptest! {
             tally.apply(page, &Tombstones::default(), &UserSet::new());
         }
         let stored: Arc<UserSet> = Arc::new(before.iter().copied().collect());
-        let published = tally.publish(Mode::Delta, &stored, &Tombstones::default());
+        let mut members = Arc::clone(&stored);
+        let published = tally.publish(Mode::Delta, &mut members, &Tombstones::default());
         let (after, outcomes) = model(&upload, &before);
-        prop_assert_eq!(published.members.iter().collect::<BTreeSet<_>>(), after);
+        prop_assert_eq!(members.iter().collect::<BTreeSet<_>>(), after);
         prop_assert_eq!(published.summary.outcomes, outcomes);
         prop_assert_eq!(published.summary.received, upload.len() as u64);
         let replayed = (&*stored | &published.added) - &published.removed;
-        prop_assert_eq!(&replayed, &*published.members);
+        prop_assert_eq!(&replayed, &*members);
+        prop_assert_eq!(stored.iter().collect::<BTreeSet<_>>(), before, "somebody else holds it");
     }
 
     #[test]
@@ -193,9 +198,10 @@ proptest! {
             tally.apply(page, &tombstones, &identified);
         }
         let mode = if replace { Mode::Replace } else { Mode::Delta };
-        let published = tally.publish(mode, &Arc::default(), &tombstones);
+        let mut members = Arc::default();
+        let published = tally.publish(mode, &mut members, &tombstones);
         prop_assert_eq!(published.summary.received, upload.len() as u64);
-        prop_assert!(published.members.is_disjoint(tombstones.gone()));
+        prop_assert!(members.is_disjoint(tombstones.gone()));
         // The last change about a person wins, whatever identifier it came under.
         let mut last = BTreeMap::new();
         for sent in &upload {
@@ -212,6 +218,6 @@ proptest! {
             .into_iter()
             .filter_map(|(user, effect)| (effect == Effect::Add).then_some(user))
             .collect();
-        prop_assert_eq!(published.members.iter().collect::<BTreeSet<_>>(), expected);
+        prop_assert_eq!(members.iter().collect::<BTreeSet<_>>(), expected);
     }
 }

@@ -250,8 +250,8 @@ impl Deployment {
             tally.apply([&run], &directory.tombstones, &UserSet::new());
         }
         let stored = versions::stored(&mut tx, self.shop, cohort, locked.version);
-        let stored = Arc::new(stored.await.unwrap());
-        let publication = tally.publish(Mode::Delta, &stored, &directory.tombstones);
+        let mut members = Arc::new(stored.await.unwrap());
+        let publication = tally.publish(Mode::Delta, &mut members, &directory.tombstones);
         let new = NewVersion {
             // There is none.
             import: "",
@@ -260,7 +260,7 @@ impl Deployment {
             digest: &[],
             publication: &publication,
         };
-        let version = versions::publish(&mut tx, self.shop, cohort, &[new]).await;
+        let version = versions::publish(&mut tx, self.shop, cohort, &[new], &members).await;
         tx.commit().await.unwrap();
         version.unwrap()
     }
