@@ -26,6 +26,10 @@ const MAX_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
 /// batches of up to 1 MiB.
 const WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 
+/// Largest frame that a server may send, in bytes: with its head of 9 bytes it fills what an allocator hands
+/// out, and an audience has fewer than of the usual 16 KiB.
+const MAX_FRAME_BYTES: u32 = 32 * 1024 - 9;
+
 /// What a caller authenticates with.
 #[derive(Clone)]
 pub struct Credential {
@@ -295,6 +299,7 @@ fn settings(endpoint: Endpoint) -> Endpoint {
         .connect_timeout(Duration::from_secs(5))
         .initial_stream_window_size(WINDOW_BYTES)
         .initial_connection_window_size(2 * WINDOW_BYTES)
+        .max_frame_size(MAX_FRAME_BYTES)
         .http2_keep_alive_interval(Duration::from_secs(20))
         .keep_alive_timeout(Duration::from_secs(10))
         .tcp_nodelay(true)

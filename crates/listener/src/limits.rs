@@ -37,7 +37,7 @@ pub struct Limits {
     pub max_pending_accept_reset_streams: usize,
     /// Largest list of headers, in bytes.
     pub max_header_list_bytes: u32,
-    /// HTTP/2: flow-control window of a stream, in bytes; the connection gets four times as much.
+    /// HTTP/2: flow-control window of a stream, in bytes; the connection gets twice as much.
     pub window_bytes: u32,
     /// HTTP/2: how often a connection that says nothing is probed, and how long the answer may
     /// take.
