@@ -65,6 +65,11 @@ async fn the_cluster_is_private_and_set_up_for_muster() {
     assert_eq!(show("data_checksums"), "on");
     assert_eq!(show("work_mem"), "7MB");
     assert_eq!(show("fsync"), "on");
+    let lz4 = "select 'lz4' = any (enumvals) from pg_settings where name = 'wal_compression'";
+    let has_lz4 = query(&cluster.url("postgres"), lz4).unwrap() == "t";
+    let compression = show("wal_compression");
+    assert_eq!(compression == "lz4", has_lz4, "{compression}");
+    assert_ne!(compression, "off");
     assert_eq!(
         query(&cluster.url("postgres"), "select current_user").unwrap(),
         "muster"
