@@ -23,8 +23,9 @@ use tokio::sync::oneshot;
 
 use crate::{
     Ingest,
-    batch::{Changes, Resolved},
+    batch::Changes,
     gate::{self, Turn},
+    matching::Resolved,
     open::Entry,
     publish::{Outcome, Planned, Source, check_content},
     session::{Commit, Open},

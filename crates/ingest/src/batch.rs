@@ -1,26 +1,21 @@
-//! Batches: from identifiers to users, staged durably before they are acknowledged.
+//! Batches: staged durably before they are acknowledged.
 
 use muster_domain::{
     error::{Error, Kind, Result},
     identifier::{IdentifierKind, IdentifierRef},
-    import::{Effect, ImportDigest, Mode, Run, Unmatched},
-    user_set::UserSet,
+    import::{Effect, ImportDigest, Mode},
 };
-use muster_identity::{Identities, Moment};
 use muster_proto::Texts;
 use muster_service::{Caller, caller::credential_invalid};
 use muster_storage::{
-    Connection, WorkspaceId, credentials,
-    directory::{
-        Match,
-        feed::{self, Position},
-    },
-    imports::{self, Batch, State},
+    WorkspaceId, credentials,
+    directory::feed,
+    imports::{self, State},
     rejected::{self, Reason, Rejection},
     share::Held,
 };
 
-use crate::{Ingest, open::finished, session::Writer};
+use crate::{Ingest, matching::Group, open::finished, session::Writer};
 
 /// A batch as it was sent.
 #[derive(Debug)]
@@ -61,7 +56,7 @@ impl Changes {
     }
 
     /// The identifiers in the order they apply.
-    fn identifiers(&self) -> impl Iterator<Item = (Effect, IdentifierRef<'_>)> {
+    pub(crate) fn identifiers(&self) -> impl Iterator<Item = (Effect, IdentifierRef<'_>)> {
         self.changes.iter().flat_map(|change| {
             let ids = change.external_ids.iter().map(IdentifierRef::external_id);
             let aliases = change
@@ -76,7 +71,7 @@ impl Changes {
     }
 
     /// The effects and kinds of the identifiers, in the same order.
-    fn kinds(&self) -> impl Iterator<Item = (Effect, IdentifierKind)> {
+    pub(crate) fn kinds(&self) -> impl Iterator<Item = (Effect, IdentifierKind)> {
         self.changes.iter().flat_map(|change| {
             let columns = [
                 (IdentifierKind::ExternalId, change.external_ids.len()),
@@ -130,218 +125,6 @@ impl Changes {
             digest.update(effect, identifier);
         }
         digest
-    }
-}
-
-/// What a batch comes to.
-#[derive(Debug)]
-pub(crate) struct Resolution {
-    pub(crate) batch: Batch,
-    /// The positions of the identifiers that had no effect, which ascend, and why.
-    pub(crate) rejected: Vec<(u64, Reason)>,
-}
-
-/// The identifiers of a batch, as they are looked up.
-struct Sought<'a> {
-    batch: &'a Changes,
-    well_formed: Vec<IdentifierRef<'a>>,
-    /// The positions of the others, which ascend.
-    malformed: Vec<u64>,
-}
-
-impl<'a> Sought<'a> {
-    fn of(batch: &'a Changes) -> Self {
-        let mut well_formed = Vec::with_capacity(batch.len());
-        let mut malformed = Vec::new();
-        for (position, (_, identifier)) in (batch.offset..).zip(batch.identifiers()) {
-            if identifier.is_valid() {
-                well_formed.push(identifier);
-            } else {
-                malformed.push(position);
-            }
-        }
-        Self {
-            batch,
-            well_formed,
-            malformed,
-        }
-    }
-
-    /// What comes of it, given what each well-formed identifier leads to at an epoch.
-    fn resolution(self, digest: &[u8], epoch: i64, matches: Vec<Match>) -> Resolution {
-        let batch = self.batch;
-        let mut malformed = self.malformed.into_iter().peekable();
-        let mut matches = matches.into_iter();
-        let mut builder = Builder::default();
-        for (position, (effect, kind)) in (batch.offset..).zip(batch.kinds()) {
-            if malformed.next_if_eq(&position).is_some() {
-                builder.reject(position, Reason::Invalid);
-                continue;
-            }
-            let matched = matches.next();
-            match matched.expect("one match for each well-formed identifier") {
-                Match::User(user) => builder.push(effect, kind, user),
-                Match::Unknown => builder.reject(position, Reason::Unknown),
-                Match::DeviceOfIdentifiedUser(_) => {
-                    builder.reject(position, Reason::DeviceOfIdentifiedUser);
-                }
-            }
-        }
-        builder.close();
-        Resolution {
-            batch: Batch {
-                first_offset: batch.offset,
-                identifier_count: batch.len() as u64,
-                runs: builder.runs,
-                unmatched: builder.unmatched,
-                digest_state: digest.to_vec(),
-                directory_epoch: epoch,
-            },
-            rejected: builder.rejected,
-        }
-    }
-}
-
-/// Gathers the users of consecutive identifiers of one effect and class into runs.
-#[derive(Default)]
-struct Builder {
-    runs: Vec<Run>,
-    open: Option<(Effect, bool)>,
-    users: Vec<u32>,
-    unmatched: Unmatched,
-    rejected: Vec<(u64, Reason)>,
-}
-
-impl Builder {
-    fn push(&mut self, effect: Effect, kind: IdentifierKind, user: u32) {
-        let class = (effect, kind == IdentifierKind::DeviceId);
-        if self.open != Some(class) {
-            self.close();
-            self.open = Some(class);
-        }
-        self.users.push(user);
-    }
-
-    fn close(&mut self) {
-        let Some((effect, by_device)) = self.open.take() else {
-            return;
-        };
-        let matched = self.users.len() as u64;
-        // Building a bitmap from a sorted run is several times faster than inserting one by one.
-        self.users.sort_unstable();
-        self.users.dedup();
-        let users = UserSet::from_sorted_iter(self.users.drain(..)).expect("sorted, no repetition");
-        self.runs.push(Run {
-            effect,
-            by_device,
-            matched,
-            users,
-        });
-    }
-
-    fn reject(&mut self, position: u64, reason: Reason) {
-        match reason {
-            Reason::Unknown => self.unmatched.unknown += 1,
-            Reason::DeviceOfIdentifiedUser => self.unmatched.device_of_identified_user += 1,
-            Reason::Invalid => self.unmatched.invalid += 1,
-        }
-        self.rejected.push((position, reason));
-    }
-}
-
-/// Batches that follow each other, to be staged in one transaction.
-#[derive(Debug)]
-pub(crate) struct Group {
-    batches: Vec<Resolved>,
-    /// That of the import up to their end.
-    digest: ImportDigest,
-}
-
-/// A batch that was matched before the transaction that takes it has begun, so that the one is done
-/// while the transaction before that one is still written to disk.
-#[derive(Debug)]
-pub(crate) struct Resolved {
-    pub(crate) changes: Changes,
-    /// State of the digest of the import at its end.
-    digest: Vec<u8>,
-    /// What it comes to at some moment; `None` if the directory is not in memory.
-    seen: Option<(Moment, Resolution)>,
-}
-
-impl Resolved {
-    /// Matches a batch against the directory in memory.
-    pub(crate) fn glance(
-        identities: &Identities,
-        workspace: WorkspaceId,
-        changes: Changes,
-        digest: Vec<u8>,
-    ) -> Self {
-        let sought = Sought::of(&changes);
-        let seen = identities.glance(workspace, |snapshot| {
-            (snapshot.moment(), snapshot.matches(&sought.well_formed))
-        });
-        let seen = seen
-            .map(|(moment, matches)| (moment, sought.resolution(&digest, moment.epoch(), matches)));
-        Self {
-            changes,
-            digest,
-            seen,
-        }
-    }
-
-    /// Whether it was matched against the directory at `position` or later.
-    pub(crate) fn has_seen(&self, position: Position) -> bool {
-        self.seen
-            .as_ref()
-            .is_some_and(|(moment, _)| moment.includes(position))
-    }
-
-    /// What it comes to with the directory at `position` or later: what was seen, or else what is
-    /// seen at this moment.
-    pub(crate) async fn settle(
-        &mut self,
-        identities: &Identities,
-        conn: &mut Connection,
-        workspace: WorkspaceId,
-        position: Position,
-    ) -> Result<Resolution> {
-        if self.has_seen(position)
-            && let Some((_, resolution)) = self.seen.take()
-        {
-            return Ok(resolution);
-        }
-        let sought = Sought::of(&self.changes);
-        // Whatever has changed since this epoch is checked again when the import is published.
-        let (epoch, matches) = identities
-            .match_identifiers(conn, workspace, &sought.well_formed)
-            .await?;
-        Ok(sought.resolution(&self.digest, epoch, matches))
-    }
-}
-
-impl Group {
-    /// Matches batches against the directory in memory. `digest` is that of the import up to the
-    /// first of them.
-    pub(crate) fn resolve(
-        identities: &Identities,
-        workspace: WorkspaceId,
-        batches: Vec<Changes>,
-        mut digest: ImportDigest,
-    ) -> Self {
-        let resolved = batches.into_iter().map(|changes| {
-            digest = changes.digest(std::mem::take(&mut digest));
-            Resolved::glance(identities, workspace, changes, digest.state())
-        });
-        Self {
-            batches: resolved.collect(),
-            digest,
-        }
-    }
-
-    /// The offset after it, and the digest of the import up to there.
-    pub(crate) fn end(&self) -> (u64, &ImportDigest) {
-        let last = self.batches.last().expect("nobody stages nothing");
-        (last.changes.end(), &self.digest)
     }
 }
 

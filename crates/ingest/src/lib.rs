@@ -1,9 +1,10 @@
 //! The cohort-ingest server.
 //!
 //! It receives cohorts through the import protocol and keeps their names and imports. Read
-//! [`session`] for the protocol as a stream, [`upload`] for how its batches are taken, [`batch`] for
-//! how identifiers become users, [`publish`] for the one place where a cohort changes, [`at_once`] for
-//! small imports; `api` and `wire` are the only modules that know protobuf.
+//! [`session`] for the protocol as a stream, [`upload`] for how its batches are taken, [`matching`]
+//! for how identifiers become users, [`batch`] for how they are staged, [`publish`] for the one place
+//! where a cohort changes, [`at_once`] for small imports; `api` and `wire` are the only modules that
+//! know protobuf.
 
 mod api;
 mod at_once;
@@ -11,6 +12,7 @@ mod batch;
 mod cohorts;
 mod gate;
 mod imports;
+mod matching;
 mod open;
 mod publish;
 mod session;

@@ -3,16 +3,15 @@
 
 use std::{collections::VecDeque, pin::pin};
 
+use crate::{
+    batch::Changes,
+    matching::Group,
+    session::{Commit, Conversation, Message, Reply, Writer, unless_ended},
+};
 use futures::{FutureExt as _, Stream, StreamExt as _, future::BoxFuture};
 use muster_domain::{
     error::{Error, Result},
     import::ImportDigest,
-};
-use muster_service::compute;
-
-use crate::{
-    batch::{Changes, Group},
-    session::{Commit, Conversation, Message, Reply, Writer, unless_ended},
 };
 
 /// Most batches that are staged in one transaction, and that wait for their turn.
@@ -127,11 +126,10 @@ impl<S: Stream<Item = Result<Message>>> Upload<'_, S> {
     /// Matches batches, and begins to stage them once those before them are durable.
     async fn stage(&mut self, writer: &mut Writer, batches: Vec<Changes>) -> Result<()> {
         let (ingest, caller) = (self.client.ingest, self.client.caller);
-        let (identities, workspace) = (ingest.identities.clone(), writer.workspace);
+        let workspace = writer.workspace;
         let digest = self.end(writer).1.clone();
-        let mut matching = pin!(compute(move || {
-            Group::resolve(&identities, workspace, batches, digest)
-        }));
+        let matching = Group::resolve(&ingest.identities, workspace, batches, digest);
+        let mut matching = pin!(matching);
         let mut matched = None;
         while matched.is_none() || self.staging.is_some() {
             tokio::select! {
