@@ -10,3 +10,4 @@ mod cohorts;
 mod harness;
 mod lists;
 mod protocol;
+mod together;
