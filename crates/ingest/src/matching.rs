@@ -100,7 +100,8 @@ impl Resolved {
 }
 
 impl Group {
-    /// Matches batches against the directory in memory, on all cores, and digests them meanwhile.
+    /// Matches batches against the directory in memory, on as many cores as there are, and digests them
+    /// meanwhile.
     /// `digest` is that of the import up to the first of them.
     ///
     /// # Errors
