@@ -1,4 +1,5 @@
-//! From the identifiers of batches to users, before the transaction that stages them has begun.
+//! From the identifiers of batches to users: at a glance before the transaction that takes them has
+//! begun, and once more inside it if the directory has moved on by then.
 
 use std::sync::Arc;
 

@@ -3,15 +3,16 @@
 
 use std::{collections::VecDeque, pin::pin};
 
-use crate::{
-    batch::Changes,
-    matching::Group,
-    session::{Commit, Conversation, Message, Reply, Writer, unless_ended},
-};
 use futures::{FutureExt as _, Stream, StreamExt as _, future::BoxFuture};
 use muster_domain::{
     error::{Error, Result},
     import::ImportDigest,
+};
+
+use crate::{
+    batch::Changes,
+    matching::Group,
+    session::{Commit, Conversation, Message, Reply, Writer, unless_ended},
 };
 
 /// Most batches that are staged in one transaction, and that wait for their turn.

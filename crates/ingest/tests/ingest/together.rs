@@ -4,9 +4,9 @@ use crate::harness::*;
 use muster_proto::ingest::v1::{self as pb, ingest_cohort_request as req};
 
 /// Batches that add everyone, one after the other, and take those with an odd number out again. Each
-/// has identifiers that nobody has, as many as its number.
+/// has identifiers that nobody has, one more than the batch before.
 fn batches() -> Vec<Vec<pb::CohortChange>> {
-    let batches = (0..20).map(|number| {
+    let batches = (0..20).map(|number: u32| {
         let user = format!("u-{}", number / 2);
         let user = [user.as_str()];
         let is_removal = number % 4 == 3;
@@ -15,17 +15,13 @@ fn batches() -> Vec<Vec<pb::CohortChange>> {
         } else {
             add(&user)
         };
-        let unknown: Vec<String> = (0..number)
+        let unknown: Vec<String> = (0..=number)
             .map(|n| format!("nobody-{number}-{n}"))
             .collect();
         let unknown: Vec<&str> = unknown.iter().map(String::as_str).collect();
         vec![known, add(&unknown)]
     });
-    let without_empty = batches.map(|mut changes| {
-        changes.retain(|change| !change.external_ids.is_empty());
-        changes
-    });
-    without_empty.collect()
+    batches.collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
